@@ -1,0 +1,1 @@
+"""Content-addressed store, downloads pinned by hash, and the runner of recipes."""

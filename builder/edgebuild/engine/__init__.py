@@ -1,0 +1,1 @@
+"""Engines: ways to run recipes and put an image together."""

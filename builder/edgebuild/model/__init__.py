@@ -1,0 +1,1 @@
+"""Models: resolve, size, quantise."""

@@ -1,0 +1,1 @@
+"""Keys and signatures in the forms of cosign."""
