@@ -5,7 +5,9 @@ tag `sha256-<hex>` of the subject (distribution-spec v1.1, "Referrers Tag Schema
 """
 
 import json
-from typing import Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ImageError
@@ -55,19 +57,29 @@ def add_referrer(index: bytes | None, descriptor: Descriptor) -> bytes:
     Raises:
         ImageError: `index` is not an image index.
     """
-    if index is None:
-        document: dict[str, object] = {"schemaVersion": 2, "mediaType": media.INDEX, "manifests": []}
-    else:
-        try:
-            document = json.loads(index)
-        except (ValueError, RecursionError) as error:
-            raise _not_an_index(index) from error
-    entries = document.get("manifests") if isinstance(document, dict) else None
-    if not isinstance(entries, list):
-        raise _not_an_index(index or b"")
+    document = _EMPTY_INDEX if index is None else _parse_index(index)
+    entries = document["manifests"]
     if any(isinstance(entry, dict) and entry.get("digest") == str(descriptor.digest) for entry in entries):
         return index or b""
-    return canonical_json({**document, "manifests": [*entries, descriptor.to_json()]})
+    try:
+        return canonical_json({**document, "manifests": [*entries, descriptor.to_json()]})
+    except (TypeError, ValueError) as error:  # a float, or half a surrogate pair, in somebody else's entry
+        raise _not_an_index(index or b"") from error
+
+
+_EMPTY_INDEX: Mapping[str, Any] = MappingProxyType(
+    {"schemaVersion": 2, "mediaType": media.INDEX, "manifests": ()}
+)
+
+
+def _parse_index(raw: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _not_an_index(raw) from error
+    if not isinstance(document, dict) or not isinstance(document.get("manifests"), list):
+        raise _not_an_index(raw)
+    return document
 
 
 def put_fallback(sink: SignatureSink, descriptor: Descriptor, subject: Digest) -> None:
