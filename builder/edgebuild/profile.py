@@ -1,0 +1,353 @@
+"""Device profiles: what a device is and what an image for it must keep to.
+
+A profile is a YAML file. `extends` names another one (a built-in name or a path) whose values it overlays. A file is
+checked whole: every fault is reported at once, with file, path and line.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from edgebuild.data import data_path
+from edgebuild.documents import Located, load_yaml, overlay
+from edgebuild.errors import ProfileError
+from edgebuild.oci.platform import Platform
+
+# Engine variants by architecture: what images/llama-cpp builds (facts of ggml/src/CMakeLists.txt).
+CPU_VARIANTS = {
+    "amd64": ("x64", "sse42", "haswell", "alderlake", "icelake"),
+    "arm64": ("armv8.0_1", "armv8.2_2", "armv8.6_2"),
+}
+# llama.cpp's quantisation types that llama_model_quantize makes without an importance matrix.
+Quantization = Literal[
+    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"
+]  # fmt: skip
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_size(value: object) -> object:
+    """Read "8GiB", "32 GB" or a number of bytes as bytes; anything else is left for the validator to refuse."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+        if match and match[2].upper() in _UNITS:
+            return round(float(match[1]) * _UNITS[match[2].upper()])
+        raise ValueError(f"{value!r} is not a size; write e.g. 8GiB, 512MiB or 32GB")
+    return value
+
+
+def parse_percent(value: object) -> object:
+    """Read "30%" or a fraction such as 0.3 as thousandths, so that no float enters a document."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]{1,2}(?:\.[0-9])?)\s*%\s*", value)
+        if match:
+            return round(float(match[1]) * 10)
+        raise ValueError(f"{value!r} is not a share; write e.g. 30%")
+    if isinstance(value, float) and 0 <= value < 1:
+        return round(value * 1000)
+    raise ValueError(f"{value!r} is not a share below one; write e.g. 30% or 0.3")
+
+
+_SIZE_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1},
+        {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B?\s*$"},
+    ],
+    "examples": ["8GiB"],
+}
+_SHARE_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9])?\s*%$"},
+    ],
+    "examples": ["30%"],
+}
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**60), WithJsonSchema(_SIZE_SCHEMA)]
+Share = Annotated[int, BeforeValidator(parse_percent), WithJsonSchema(_SHARE_SCHEMA)]
+
+
+class Section(BaseModel):
+    """A part of a document that people write: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Cpu(Section):
+    """The processor."""
+
+    model: str = Field(
+        pattern=r"^[A-Za-z0-9._+,=-]+$",
+        description="qemu's name of the processor (QEMU_CPU), used to check the image",
+        examples=["cortex-a72"],
+    )
+    variant: str = Field(
+        description="Variant of the inference engine that this processor must load", examples=["armv8.0_1"]
+    )
+    cores: int = Field(ge=1, le=1024, description="Cores that the server may use")
+
+
+class Limits(Section):
+    """Hard caps of the server; a request past one is refused."""
+
+    body: Size = Field(default=1 << 20, description="Largest request body")
+    prompt_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Longest prompt, in tokens; by default the context less the output limit",
+    )
+    output_tokens: int = Field(default=512, ge=1, description="Most tokens generated for one request")
+    request_s: int = Field(default=120, ge=1, le=86400, description="Seconds after which a request is ended")
+    queue: int = Field(default=16, ge=0, le=10000, description="Requests that may wait for a slot")
+
+
+class Server(Section):
+    """The server in the image."""
+
+    port: int = Field(
+        default=8080, ge=1024, le=65535, description="TCP port; above 1023, since the server is not root"
+    )
+    slots: int = Field(
+        default=1, ge=1, le=64, description="Requests computed side by side; each has its own context"
+    )
+    limits: Limits = Field(default=Limits(), description="Hard caps of the server")
+
+
+class Balena(Section):
+    """Deployment to balenaOS."""
+
+    device_type: str = Field(
+        pattern=r"^[a-z0-9-]+$", description="balena's device type", examples=["raspberrypi4-64"]
+    )
+
+
+class Greengrass(Section):
+    """Deployment with AWS IoT Greengrass version 2."""
+
+    architecture: Literal["aarch64", "amd64"] = Field(description="Greengrass' name of the architecture")
+
+
+class Deployment(Section):
+    """Where images for this device are deployed to; what is absent is not offered."""
+
+    balena: Balena | None = Field(default=None, description="Deployment to balenaOS")
+    greengrass: Greengrass | None = Field(
+        default=None, description="Deployment with AWS IoT Greengrass version 2"
+    )
+
+
+class DeviceProfile(Section):
+    """A device, complete and checked."""
+
+    schema_version: Literal[1] = Field(description="Version of this format")
+    name: str = Field(
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$", description="Name; part of tags and labels"
+    )
+    description: str = Field(default="", max_length=200, description="One line for people")
+    platform: Literal["linux/amd64", "linux/arm64"] = Field(description="Platform of the image")
+    cpu: Cpu = Field(description="The processor")
+    memory: Size = Field(description="Memory of the device")
+    reserve: Share = Field(
+        default=300,
+        validate_default=False,
+        description="Share of the memory left to the system and other programs",
+    )
+    storage: Size = Field(description="Storage of the device")
+    accelerator: Literal["none", "cuda"] = Field(default="none", description="Accelerator of the device")
+    host_os: Literal["debian", "jetpack", "balena"] = Field(
+        default="debian", description="Operating system that runs the container"
+    )
+    engine: Literal["llama.cpp"] = Field(default="llama.cpp", description="Inference engine")
+    context: int = Field(
+        default=2048, ge=64, le=1 << 20, description="Longest sequence, prompt and answer together, in tokens"
+    )
+    batch: int = Field(
+        default=256,
+        ge=1,
+        le=4096,
+        description="Prompt tokens computed in one step; more is faster and takes more memory",
+    )
+    quantization: Quantization = Field(
+        default="Q4_K_M", description="Type that a 16-bit model is quantised to"
+    )
+    server: Server = Field(default=Server(), description="The server in the image")
+    deployment: Deployment = Field(
+        default=Deployment(), description="Where images for this device are deployed to"
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "DeviceProfile":
+        known = CPU_VARIANTS[self.oci_platform.architecture]
+        if self.cpu.variant not in known:
+            raise ValueError(
+                f"cpu.variant: {self.cpu.variant!r} is not built for {self.platform}; known are {', '.join(known)}"
+            )
+        return self
+
+    @property
+    def oci_platform(self) -> Platform:
+        """The platform as a value."""
+        return Platform.parse(self.platform)
+
+    @property
+    def budget_bytes(self) -> int:
+        """Bytes that the server may take: memory × (1 − reserve)."""
+        return self.memory * (1000 - self.reserve) // 1000
+
+    @property
+    def output_limit_tokens(self) -> int:
+        """Most tokens generated for one request; never more than three quarters of the context."""
+        return min(self.server.limits.output_tokens, self.context * 3 // 4)
+
+    @property
+    def prompt_limit_tokens(self) -> int:
+        """Longest prompt, in tokens."""
+        return min(self.server.limits.prompt_tokens or self.context, self.context - 1)
+
+
+def profile_names() -> tuple[str, ...]:
+    """Return the names of the built-in profiles, sorted."""
+    return tuple(sorted(path.stem for path in data_path("profiles").glob("*.yaml")))
+
+
+def load_profile(reference: str, *, working_directory: Path) -> DeviceProfile:
+    """Load a profile by built-in name or by path, with everything it extends.
+
+    Args:
+        reference: A name ("pi4") or a path ("./my.yaml": anything with a slash or ending in .yaml or .yml).
+        working_directory: What a relative path is relative to.
+
+    Raises:
+        ProfileError: It is not there, not YAML, extends itself, or breaks a rule; all faults at once.
+    """
+    path = _find(reference, beside=working_directory, said_by="")
+    located = _load_chain(path, seen=())
+    try:
+        return DeviceProfile.model_validate(located.value)
+    except ValidationError as error:
+        faults = tuple(_faults(error, located))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ProfileError(
+            f"{path}: {count} in the profile",
+            faults=faults,
+            hint="`edgebuild profiles schema` prints what a profile may hold",
+        ) from error
+
+
+def profile_schema() -> dict[str, Any]:
+    """Give the JSON Schema of a profile file, for editors.
+
+    A file that extends another may leave out anything, so nothing but its name is required there.
+    """
+    schema = DeviceProfile.model_json_schema(mode="validation")
+    required = schema.pop("required")
+    for definition in schema.get("$defs", {}).values():
+        definition.pop("required", None)
+    schema["properties"] = {
+        "extends": {
+            "type": "string",
+            "description": "Profile whose values this one overlays: a built-in name or a path beside this file",
+        }
+    } | schema["properties"]
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": required}]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "edgebuild device profile",
+    } | schema
+
+
+def _find(reference: str, *, beside: Path, said_by: str) -> Path:
+    if "/" in reference or reference.endswith((".yaml", ".yml")):
+        path = beside / Path(reference).expanduser()
+        if not path.is_file():
+            raise ProfileError(
+                f"{said_by}{path}: no such profile file",
+                hint="check the path, or see `edgebuild profiles list` for built-in names",
+            )
+        return path
+    names = profile_names()
+    if reference in names:
+        return data_path("profiles") / f"{reference}.yaml"
+    close = difflib.get_close_matches(reference, names, n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    raise ProfileError(
+        f"{said_by}unknown profile {reference!r}",
+        hint=f"{meant}built in are {', '.join(names)}; a file of your own is given by its path, e.g. ./{reference}.yaml",
+    )
+
+
+def _load_chain(path: Path, *, seen: tuple[Path, ...]) -> Located:
+    resolved = path.resolve()
+    if resolved in seen:
+        chain = " → ".join(item.name for item in (*seen[seen.index(resolved) :], resolved))
+        raise ProfileError(
+            f"{path}: extends itself: {chain}", hint="break the cycle: one of them must not extend the other"
+        )
+    own = load_yaml(path)
+    parent = own.value.pop("extends", None)
+    if parent is None:
+        return own
+    place = own.place(("extends",))
+    if not isinstance(parent, str):
+        raise ProfileError(f"{place}: extends is not text", hint="name one profile, e.g. `extends: pi4`")
+    return overlay(
+        _load_chain(_find(parent, beside=path.parent, said_by=f"{place}: "), seen=(*seen, resolved)), own
+    )
+
+
+def _faults(error: ValidationError, located: Located) -> Iterator[str]:
+    for fault in error.errors():
+        path = tuple(
+            part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))
+        )
+        text = ".".join(str(part) for part in path)
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(path[:-1])
+            close = difflib.get_close_matches(str(path[-1]), known, n=1)
+            message = "unknown key" + (
+                f"; did you mean {close[0]!r}?" if close else f"; known here are {', '.join(known)}"
+            )
+        elif fault["type"] == "missing":
+            message = "is required"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+        yield f"{located.place(path)}: {text}: {message}" if text else f"{located.place(path)}: {message}"
+
+
+def _known_keys(path: tuple[int | str, ...]) -> tuple[str, ...]:
+    model: type[BaseModel] = DeviceProfile
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [
+            item
+            for item in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(item, type) and issubclass(item, BaseModel)
+        ]
+        if not candidates:
+            return ()
+        model = candidates[0]
+    return tuple(model.model_fields)
