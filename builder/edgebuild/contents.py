@@ -1,0 +1,121 @@
+"""The documents that an image carries in /etc/edgebuild: what the server reads, and what a person asks. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgebuild import __version__
+from edgebuild.canonical import pretty_json
+from edgebuild.fit import format_bytes
+from edgebuild.oci.digest import Digest
+from edgebuild.plan import ENGINE_FOLDER, BuildPlan
+
+
+def make_contents(
+    plan: BuildPlan, *, model_digest: Digest, before: bytes, after: bytes
+) -> Mapping[str, bytes]:
+    """Write the files of the config layer.
+
+    Args:
+        plan: The plan.
+        model_digest: diff_id of the model's layer.
+        before: What that layer's tar puts before the model's bytes.
+        after: What it puts after them.
+
+    Returns:
+        Bytes by path inside the image, without a leading slash.
+    """
+    card = _model_document(plan, model_digest=model_digest, before=before, after=after)
+    return {
+        "etc/edgebuild/README.md": _readme(plan, model_digest).encode(),
+        "etc/edgebuild/model.json": pretty_json(card),
+        "etc/edgebuild/runtime.json": pretty_json(_runtime_document(plan)),
+    }
+
+
+def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
+    """Settings of the server; the format is edgeserve's (images/server/edgeserve/config.py), schema_version 1."""
+    profile, limits = plan.profile, plan.profile.server.limits
+    context = plan.fit.context_tokens
+    output = min(limits.output_tokens, context * 3 // 4)
+    return {
+        "schema_version": 1,
+        "profile": profile.name,
+        "model": {"name": plan.model.name, "files": [plan.model_path], "card": "/etc/edgebuild/model.json"},
+        "engine": {
+            "name": profile.engine,
+            "library_dir": f"{ENGINE_FOLDER}/llama_cpp/lib",
+            "context_tokens": context,
+            "batch_tokens": min(profile.batch, context),
+            "slots": profile.server.slots,
+            "threads": profile.cpu.cores,
+            "kv_type": "f16",
+            "cpu_variant": profile.cpu.variant,
+        },
+        "server": {
+            "host": "0.0.0.0",  # noqa: S104 - inside a container, whose network decides who reaches it
+            "port": profile.server.port,
+            "limits": {
+                "body_bytes": limits.body,
+                "prompt_tokens": min(limits.prompt_tokens or context, context - 1),
+                "output_tokens": output,
+                "request_s": limits.request_s,
+                "queue": limits.queue,
+            },
+        },
+        "memory": {"need_bytes": plan.fit.need_bytes, "budget_bytes": plan.fit.budget_bytes},
+    }
+
+
+def _model_document(plan: BuildPlan, *, model_digest: Digest, before: bytes, after: bytes) -> dict[str, Any]:
+    """Describe the model so that a device can check it: sha256(before ‖ file ‖ after) is the layer's diff_id."""
+    model = plan.model
+    return {
+        "schema_version": 1,
+        "name": model.name,
+        "licence": model.licence or None,
+        "architecture": model.architecture,
+        "quantization": model.quantization,
+        "parameters": model.parameters,
+        "context_trained_tokens": model.context_trained,
+        "fitted_to": plan.profile.name,
+        "source": {
+            "file": plan.origin.source,
+            "quantization": plan.origin.source_quantization,
+            "quantized_by": plan.origin.quantized_by or None,
+        },
+        "files": [
+            {
+                "path": plan.model_path,
+                "size_bytes": model.file_bytes,
+                "digest": str(model_digest),
+                "digest_before_hex": before.hex(),
+                "digest_after_zero_bytes": len(after),
+            }
+        ],
+    }
+
+
+def _readme(plan: BuildPlan, model_digest: Digest) -> str:
+    model, fit = plan.model, plan.fit
+    rows = "\n".join(f"| {row.what} | {row.formula} | {format_bytes(row.size_bytes)} |" for row in fit.rows)
+    return f"""# {model.name} for {plan.profile.name}
+
+Made by edgebuild {__version__} for {plan.profile.description or plan.profile.name} ({plan.profile.platform}).
+
+| | |
+|---|---|
+| Model | {model.name}, {model.architecture}, {model.parameters / 1e6:.1f} M parameters |
+| Licence | {model.licence or "not stated by the model"} |
+| Quantisation | {model.quantization} (from {plan.origin.source}, {plan.origin.source_quantization}) |
+| Layer digest | {model_digest} |
+| Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time |
+
+Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fit.budget_formula}):
+
+| what | how | size |
+|---|---|---|
+{rows}
+| **all** | | {format_bytes(fit.need_bytes)} |
+
+The server listens on port {plan.profile.server.port}: `POST /v1/chat/completions`, `GET /readyz`.
+"""

@@ -1,0 +1,214 @@
+"""Sizing: how much memory a model takes on a device, and whether that fits. Pure arithmetic over header and profile."""
+
+from dataclasses import dataclass, replace
+
+from edgebuild.errors import PlanError
+from edgebuild.model_spec import ModelSpec, quantized_file_name
+from edgebuild.profile import DeviceProfile
+
+# Resident memory of Python, the server's packages and the engine's libraries with no model loaded; measured by
+# tests/integration (test_memory) on the running image.
+SERVER_BYTES = 72 << 20
+_KV_BYTES = 2  # f16
+_FLOAT_BYTES = 4
+
+# Bits per weight of the matrices of a file of each type, averaged over Llama-family models; for estimates before
+# quantising only. Source: llama.cpp tools/quantize/README.md, table "Bits/Weight".
+_BITS_PER_WEIGHT = {
+    "F32": 32.0,
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 6.57,
+    "Q5_K_M": 5.70,
+    "Q5_K_S": 5.57,
+    "Q4_K_M": 4.89,
+    "Q4_K_S": 4.67,
+    "Q4_0": 4.66,
+    "Q3_K_L": 4.30,
+    "Q3_K_M": 4.00,
+    "Q3_K_S": 3.64,
+    "Q2_K": 3.16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRow:
+    """One line of the arithmetic.
+
+    Attributes:
+        what: What takes the memory.
+        formula: How its size comes about.
+        size_bytes: The size.
+    """
+
+    what: str
+    formula: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """What a model takes on a device.
+
+    Attributes:
+        profile: Name of the profile.
+        quantization: Type that the image would hold.
+        context_tokens: Longest sequence of one slot.
+        rows: The arithmetic; the sizes add up to `need_bytes`.
+        budget_bytes: Memory × (1 − reserve).
+        budget_formula: How the budget comes about.
+        storage_need_bytes: Twice the model, which a pull takes (blob and unpacked layer), in bytes.
+        storage_bytes: Storage of the device.
+        is_estimate: Whether the model's size is an estimate, made before quantising.
+    """
+
+    profile: str
+    quantization: str
+    context_tokens: int
+    rows: tuple[FitRow, ...]
+    budget_bytes: int
+    budget_formula: str
+    storage_need_bytes: int
+    storage_bytes: int
+    is_estimate: bool
+
+    @property
+    def need_bytes(self) -> int:
+        """Memory that the server takes, in bytes."""
+        return sum(row.size_bytes for row in self.rows)
+
+    @property
+    def refusal(self) -> str:
+        """Why it does not fit, on one line; empty when it fits."""
+        if self.need_bytes > self.budget_bytes:
+            return f"needs {format_bytes(self.need_bytes)} of memory, {self.profile} leaves {format_bytes(self.budget_bytes)}"
+        if self.storage_need_bytes > self.storage_bytes:
+            return f"needs {format_bytes(self.storage_need_bytes)} of storage while it is pulled, {self.profile} has {format_bytes(self.storage_bytes)}"
+        return ""
+
+
+def planned_quantization(model: ModelSpec, profile: DeviceProfile, *, override: str | None) -> str:
+    """Decide the type of the weights in the image.
+
+    A 16-bit model is quantised to the profile's type, or to the one the user asks for; one that is quantised already
+    is taken as it is, since quantising twice only loses.
+
+    Raises:
+        PlanError: The user asks for another type of a model that is quantised already.
+    """
+    wanted = override or profile.quantization
+    if model.is_unquantized:
+        return wanted
+    if override is not None and override != model.quantization:
+        raise PlanError(
+            f"{model.file_name} is {model.quantization} already and cannot be made {override}",
+            hint="leave --quantization out, or give the 16-bit GGUF of this model",
+        )
+    return model.quantization
+
+
+def estimate_quantized(model: ModelSpec, quantization: str) -> ModelSpec:
+    """Describe the model as it would be after quantising, its size estimated from the average bits per weight."""
+    if quantization == model.quantization:
+        return model
+    matrices = model.matrix_parameters * _BITS_PER_WEIGHT[quantization] / 8
+    rest = (model.parameters - model.matrix_parameters) * _FLOAT_BYTES
+    return replace(
+        model,
+        quantization=quantization,
+        file_name=quantized_file_name(model.file_name, quantization),
+        file_bytes=round(matrices) + rest,
+    )
+
+
+def kv_cache_bytes(model: ModelSpec, *, context_tokens: int, slots: int) -> int:
+    """Size the key/value cache in 16 bit.
+
+    Args:
+        model: The model.
+        context_tokens: Longest sequence of one slot, in tokens.
+        slots: Sequences side by side.
+
+    Returns:
+        Bytes for arrays K and V of every layer, of shapes (slots × context, kv_heads × key_length) and
+        (slots × context, kv_heads × value_length).
+    """
+    return context_tokens * slots * sum(model.kv_heads) * (model.key_length + model.value_length) * _KV_BYTES
+
+
+def compute_bytes(model: ModelSpec, *, context_tokens: int, batch_tokens: int, slots: int) -> int:
+    """Bound the engine's buffers for one step: activations of a batch, its attention scores, its logits.
+
+    The scores of flash attention are never held whole; the logits of a batch are reserved for every token of it
+    (llama.cpp src/llama-context.cpp, graph_reserve), which for large vocabularies is what dominates.
+    """
+    del context_tokens, slots
+    per_token = model.vocabulary + 6 * model.embedding + 2 * model.feed_forward
+    return batch_tokens * per_token * _FLOAT_BYTES
+
+
+def make_fit(model: ModelSpec, profile: DeviceProfile, *, is_estimate: bool) -> Fit:
+    """Work out what `model`, as it will be in the image, takes on the device of `profile`."""
+    context = planned_context(model, profile)
+    slots, batch = profile.server.slots, min(profile.batch, context)
+    kv_total = sum(model.kv_heads)
+    rows = (
+        FitRow(
+            what="model",
+            formula=f"{model.quantization}, {model.parameters / 1e6:.1f} M parameters",
+            size_bytes=model.file_bytes,
+        ),
+        FitRow(
+            what="KV cache",
+            formula=f"{context} tokens × {slots} slots × {kv_total} heads in {model.layers} layers × "
+            f"({model.key_length} + {model.value_length}) × {_KV_BYTES} B",
+            size_bytes=kv_cache_bytes(model, context_tokens=context, slots=slots),
+        ),
+        FitRow(
+            what="compute buffers",
+            formula=f"batch {batch} × ({model.vocabulary} vocabulary + activations) × {_FLOAT_BYTES} B",
+            size_bytes=compute_bytes(model, context_tokens=context, batch_tokens=batch, slots=slots),
+        ),
+        FitRow(what="server", formula="Python, server, engine", size_bytes=SERVER_BYTES),
+    )
+    return Fit(
+        profile=profile.name,
+        quantization=model.quantization,
+        context_tokens=context,
+        rows=rows,
+        budget_bytes=profile.budget_bytes,
+        budget_formula=f"{format_bytes(profile.memory)} × (1 − {profile.reserve / 10:g} %)",
+        storage_need_bytes=2 * model.file_bytes,
+        storage_bytes=profile.storage,
+        is_estimate=is_estimate,
+    )
+
+
+def planned_context(model: ModelSpec, profile: DeviceProfile) -> int:
+    """Take the profile's context, but never more than the model was trained for."""
+    return min(profile.context, model.context_trained)
+
+
+def verify_fit(fit: Fit, *, model_name: str) -> None:
+    """Refuse a model that does not fit.
+
+    Raises:
+        PlanError: It does not fit; the message says by how much.
+    """
+    if fit.refusal:
+        about = " (estimated before quantising)" if fit.is_estimate else ""
+        raise PlanError(
+            f"{model_name} as {fit.quantization} does not fit {fit.profile}{about}: {fit.refusal}",
+            hint="take a smaller model, a smaller --quantization (e.g. Q4_K_M), or a profile with less context, fewer slots or more memory",
+        )
+
+
+def format_bytes(count: int) -> str:
+    """Write a number of bytes for people, with three digits: "2.70 GiB", "83.1 MiB", "512 B"."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1000 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{count} B" if unit == "B" else f"{value:.3g} {unit}"

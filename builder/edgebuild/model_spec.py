@@ -1,0 +1,206 @@
+"""What planning needs to know of a model, taken from its GGUF header."""
+
+import re
+from dataclasses import dataclass
+
+from edgebuild.errors import ModelError
+from edgebuild.gguf import FILE_TYPES, TENSOR_TYPES, GgufHeader
+
+_SIXTEEN_BIT = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model, as far as planning goes.
+
+    Attributes:
+        name: Name for people, labels and the API, e.g. "edge-alert-4m"; letters, digits, '.', '_' and '-'.
+        file_name: Name of the file inside the image.
+        architecture: llama.cpp's name of the architecture, e.g. "llama".
+        quantization: llama.cpp's name of the file's type, e.g. "Q4_K_M".
+        licence: Licence as the header states it, or "".
+        parameters: Number of weights.
+        matrix_parameters: Number of those that lie in matrices, which are what quantising shrinks.
+        file_bytes: Size of the file.
+        layers: Number of blocks.
+        kv_heads: Key/value heads of each block; shape (layers,).
+        heads: Attention heads of the block that has most.
+        key_length: Elements of one key.
+        value_length: Elements of one value.
+        embedding: Elements of the hidden state.
+        feed_forward: Elements of the widest inner layer.
+        vocabulary: Number of tokens.
+        context_trained: Longest sequence the model was trained for, in tokens.
+        has_chat_template: Whether the header carries a chat template.
+    """
+
+    name: str
+    file_name: str
+    architecture: str
+    quantization: str
+    licence: str
+    parameters: int
+    matrix_parameters: int
+    file_bytes: int
+    layers: int
+    kv_heads: tuple[int, ...]
+    heads: int
+    key_length: int
+    value_length: int
+    embedding: int
+    feed_forward: int
+    vocabulary: int
+    context_trained: int
+    has_chat_template: bool
+
+    @property
+    def is_unquantized(self) -> bool:
+        """Whether the weights are still 16 or 32 bit, so that quantising them loses nothing twice."""
+        return self.quantization in _SIXTEEN_BIT
+
+
+def make_model_spec(header: GgufHeader, *, file_name: str) -> ModelSpec:
+    """Gather what planning needs from a header.
+
+    Args:
+        header: The header.
+        file_name: Name of the file, from which the model is named when its header gives no name.
+
+    Raises:
+        ModelError: The header lacks a value that every text model has, or describes no text model.
+    """
+    return _Facts(header, file_name).spec()
+
+
+def slug(text: str) -> str:
+    """Make a name fit for labels, tags and file names: letters, digits, '.', '_', '-'; at most 80."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
+
+
+class _Facts:
+    """The header, asked by short names with the architecture's prefix."""
+
+    def __init__(self, header: GgufHeader, file_name: str) -> None:
+        self._header = header
+        self._file_name = file_name
+        self._architecture = self._text("general.architecture")
+        if not self._architecture:
+            raise self._unusable("general.architecture is missing")
+
+    def spec(self) -> ModelSpec:
+        if self._number("split.count", 1) > 1:
+            raise self._unusable(
+                "it is one part of a model in several files",
+                hint="join the parts with llama.cpp's gguf-split --merge",
+            )
+        layers = self._positive("block_count")
+        embedding = self._positive("embedding_length")
+        heads = max(self._per_layer("attention.head_count", layers, 0))
+        if heads < 1:
+            raise self._unusable("it has no attention heads, so its memory cannot be planned")
+        kv_heads = self._per_layer("attention.head_count_kv", layers, heads)
+        return ModelSpec(
+            name=slug(self._text("general.name") or _stem(self._file_name)),
+            file_name=slug(self._file_name.removesuffix(".gguf")) + ".gguf",
+            architecture=self._architecture,
+            quantization=self._quantization(),
+            licence=self._text("general.license"),
+            parameters=sum(_elements(tensor.shape) for tensor in self._header.tensors),
+            matrix_parameters=sum(
+                _elements(tensor.shape) for tensor in self._header.tensors if len(tensor.shape) > 1
+            ),
+            file_bytes=self._header.file_bytes,
+            layers=layers,
+            kv_heads=kv_heads,
+            heads=heads,
+            key_length=self._own_number("attention.key_length", embedding // heads),
+            value_length=self._own_number("attention.value_length", embedding // heads),
+            embedding=embedding,
+            feed_forward=max(self._per_layer("feed_forward_length", layers, 4 * embedding)),
+            vocabulary=self._vocabulary(),
+            context_trained=self._positive("context_length"),
+            has_chat_template=bool(self._text("tokenizer.chat_template")),
+        )
+
+    def _quantization(self) -> str:
+        """Take the declared file type if the header has one, else the type that holds most of the weights."""
+        declared = self._header.metadata.get("general.file_type")
+        if isinstance(declared, int) and declared in FILE_TYPES:
+            return FILE_TYPES[declared]
+        by_type: dict[str, int] = {}
+        for tensor in self._header.tensors:
+            by_type[tensor.type] = by_type.get(tensor.type, 0) + tensor.size_bytes
+        if not by_type:
+            raise self._unusable(
+                "it holds no tensors", hint="this is a vocabulary or metadata file; give the model itself"
+            )
+        return max(by_type, key=lambda name: by_type[name])
+
+    def _vocabulary(self) -> int:
+        tokens = self._header.array_lengths.get("tokenizer.ggml.tokens", 0)
+        if not tokens:
+            raise self._unusable(
+                "it holds no tokenizer", hint="convert it again with its tokenizer files beside the weights"
+            )
+        return max(tokens, self._own_number("vocab_size", tokens))
+
+    def _per_layer(self, key: str, layers: int, default: int) -> tuple[int, ...]:
+        value = self._header.metadata.get(f"{self._architecture}.{key}", default)
+        if isinstance(value, tuple):
+            if len(value) != layers:
+                raise self._unusable(f"{key} has {len(value)} values for {layers} layers")
+            return tuple(self._bounded(key, item) for item in value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._unusable(f"{key} is {value!r}, not a whole number")
+        return (self._bounded(key, value),) * layers
+
+    def _positive(self, key: str) -> int:
+        value = self._own_number(key, 0)
+        if value < 1:
+            raise self._unusable(f"{self._architecture}.{key} is missing")
+        return value
+
+    def _own_number(self, key: str, default: int) -> int:
+        return self._number(f"{self._architecture}.{key}", default)
+
+    def _number(self, key: str, default: int) -> int:
+        value = self._header.metadata.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._unusable(f"{key} is {value!r}, not a whole number")
+        return self._bounded(key, value)
+
+    def _bounded(self, key: str, value: int) -> int:
+        # Larger than any dimension of any model; keeps the arithmetic of planning in a sane range.
+        if not 0 <= value < 2**31 or (key == "block_count" and value > 4096):
+            raise self._unusable(f"{key} is {value}")
+        return value
+
+    def _text(self, key: str) -> str:
+        value = self._header.metadata.get(key, "")
+        return value if isinstance(value, str) else ""
+
+    def _unusable(
+        self, what: str, *, hint: str = "give the GGUF file of a text model, made by a current llama.cpp"
+    ) -> ModelError:
+        return ModelError(f"{self._file_name}: {what}", hint=hint)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def _stem(file_name: str) -> str:
+    """Take the file's name without ending and without its quantisation: "demo.Q4_K_M.gguf" is called "demo"."""
+    stem = file_name.removesuffix(".gguf")
+    types = sorted(
+        {*FILE_TYPES.values(), *(name for name, _, _ in TENSOR_TYPES.values())}, key=len, reverse=True
+    )
+    return re.sub(rf"[.-](?:{'|'.join(types)})$", "", stem, flags=re.IGNORECASE)
+
+
+def quantized_file_name(file_name: str, quantization: str) -> str:
+    """Name the quantised version of a file: "demo.F16.gguf" becomes "demo.Q4_K_M.gguf"."""
+    return f"{slug(_stem(file_name))}.{quantization}.gguf"

@@ -1,0 +1,187 @@
+"""The plan: the only place that decides what goes into an image. Pure; templates and engines only carry it out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgebuild import __version__
+from edgebuild.errors import PlanError
+from edgebuild.fit import Fit, make_fit, verify_fit
+from edgebuild.model_spec import ModelSpec
+from edgebuild.oci.digest import Digest
+from edgebuild.oci.image import RunConfig, rfc3339
+from edgebuild.oci.layer import Role
+from edgebuild.profile import CPU_VARIANTS, DeviceProfile
+
+# The time of creation where neither SOURCE_DATE_EPOCH nor the lock gives one: the release of this version.
+VERSION_EPOCH_S = 1_795_392_000  # 2026-11-23
+USER = "10001:10001"
+MODELS_FOLDER = "models"
+ENGINE_FOLDER = "/opt/edge/engine"
+PREFIXES: Mapping[Role, str] = {
+    Role.ROOTFS: "",
+    Role.PYTHON_DEPS: "opt/edge/deps",
+    Role.ENGINE: "opt/edge/engine",
+    Role.SERVER: "opt/edge/server",
+}
+ARTIFACTS: Mapping[Role, str] = {
+    Role.ROOTFS: "rootfs",
+    Role.PYTHON_DEPS: "python-deps",
+    Role.ENGINE: "llama-cpp",
+    Role.SERVER: "server",
+}
+_PYTHON = "/usr/bin/python3.13"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOrigin:
+    """Where the model in the image comes from.
+
+    Attributes:
+        source: What the user gave, without folders: a file name.
+        source_quantization: Type of the source.
+        quantized_by: How it was quantised, e.g. "llama_model_quantize Q4_K_M", or "" when taken as it is.
+    """
+
+    source: str
+    source_quantization: str
+    quantized_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPlan:
+    """Everything decided about one image.
+
+    Attributes:
+        profile: The device.
+        model: The model as it will be in the image.
+        origin: Where it comes from.
+        fit: The memory arithmetic.
+        layers: Roles of the layers, bottom first.
+        run: How a container starts; its labels lack the model's digest, which is known once it was hashed.
+        epoch_s: Time of creation, seconds since 1970.
+        accelerated: Whether the image uses the device's accelerator.
+    """
+
+    profile: DeviceProfile
+    model: ModelSpec
+    origin: ModelOrigin
+    fit: Fit
+    layers: tuple[Role, ...]
+    epoch_s: int
+    accelerated: bool
+
+    @property
+    def model_path(self) -> str:
+        """Absolute path of the model in the image."""
+        return f"/{MODELS_FOLDER}/{self.model.file_name}"
+
+    @property
+    def demand(self) -> tuple[str, bool, int, int, str]:
+        """Order within an index: by platform, CPU before accelerator, lowest demand first."""
+        platform = self.profile.oci_platform
+        rank = CPU_VARIANTS[platform.architecture].index(self.profile.cpu.variant)
+        return str(platform), self.accelerated, rank, self.fit.need_bytes, self.profile.name
+
+
+def make_plan(profile: DeviceProfile, model: ModelSpec, origin: ModelOrigin, *, epoch_s: int) -> BuildPlan:
+    """Decide an image: check that the model fits, choose layers and settings.
+
+    Args:
+        profile: The device.
+        model: The model as it will be in the image, after quantising.
+        origin: Where it comes from.
+        epoch_s: Time of creation, seconds since 1970.
+
+    Raises:
+        PlanError: The model does not fit the device.
+    """
+    fit = make_fit(model, profile, is_estimate=False)
+    verify_fit(fit, model_name=model.name)
+    if fit.context_tokens <= 16:
+        raise PlanError(
+            f"{model.name} was trained for {model.context_trained} tokens only",
+            hint="take a model with a longer context",
+        )
+    return BuildPlan(
+        profile=profile,
+        model=model,
+        origin=origin,
+        fit=fit,
+        layers=(Role.MODEL, Role.ROOTFS, Role.PYTHON_DEPS, Role.ENGINE, Role.SERVER, Role.CONFIG),
+        epoch_s=epoch_s,
+        accelerated=False,
+    )
+
+
+def notes(plan: BuildPlan) -> tuple[str, ...]:
+    """Tell what a person should know of this plan, one line each."""
+    found = []
+    if plan.profile.accelerator != "none":
+        found.append(
+            f"{plan.profile.name}: CPU only; this release does not use the device's {plan.profile.accelerator} accelerator yet"
+        )
+    if plan.fit.context_tokens < plan.profile.context:
+        found.append(
+            f"{plan.profile.name}: context is {plan.fit.context_tokens} tokens, not {plan.profile.context}: the model was trained for no more"
+        )
+    if not plan.model.licence:
+        found.append(f"{plan.model.name}: the model names no licence; see that you may distribute it")
+    return tuple(found)
+
+
+def make_run(plan: BuildPlan, *, model_digest: Digest) -> RunConfig:
+    """Decide how a container of the image starts.
+
+    Args:
+        plan: The plan.
+        model_digest: diff_id of the model's layer: the model's identity.
+    """
+    interpreter = (_PYTHON, "-P", "-m", "edgeserve")
+    return RunConfig(
+        user=USER,
+        environment=(
+            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
+            ("LANG", "C.UTF-8"),
+            (
+                "PYTHONPATH",
+                ":".join(f"/{PREFIXES[role]}" for role in (Role.SERVER, Role.ENGINE, Role.PYTHON_DEPS)),
+            ),
+            ("PYTHONDONTWRITEBYTECODE", "1"),
+            ("PYTHONUNBUFFERED", "1"),
+        ),
+        entrypoint=interpreter,
+        command=("serve",),
+        working_directory="/",
+        exposed_port=plan.profile.server.port,
+        health_command=(*interpreter, "health"),
+        health_interval_s=30,
+        health_start_period_s=120,
+        labels=tuple(sorted(make_labels(plan, model_digest=model_digest).items())),
+    )
+
+
+def make_labels(plan: BuildPlan, *, model_digest: Digest) -> dict[str, str]:
+    """Name what the image is and needs, as labels of the config and annotations of the manifest.
+
+    Source: image-spec v1.1 annotations.md for the pre-defined keys.
+    """
+    profile, model = plan.profile, plan.model
+    labels = {
+        "org.opencontainers.image.created": rfc3339(plan.epoch_s),
+        "org.opencontainers.image.title": f"{model.name} for {profile.name}",
+        "org.opencontainers.image.description": f"{model.name} ({model.quantization}) with an OpenAI-compatible server, for {profile.description or profile.name}",
+        "dev.edgebuild.version": __version__,
+        "dev.edgebuild.profile": profile.name,
+        "dev.edgebuild.engine": profile.engine,
+        "dev.edgebuild.accelerator": profile.accelerator if plan.accelerated else "none",
+        "dev.edgebuild.cpu.variants": ",".join(CPU_VARIANTS[profile.oci_platform.architecture]),
+        "dev.edgebuild.cpu.expected": profile.cpu.variant,
+        "dev.edgebuild.memory.need_bytes": str(plan.fit.need_bytes),
+        "dev.edgebuild.memory.budget_bytes": str(plan.fit.budget_bytes),
+        "dev.edgebuild.context_tokens": str(plan.fit.context_tokens),
+        "dev.edgebuild.model.name": model.name,
+        "dev.edgebuild.model.digest": str(model_digest),
+        "dev.edgebuild.model.quantization": model.quantization,
+    }
+    # Only the model states a licence; Debian's packages carry theirs in /usr/share/doc.
+    return labels | ({"dev.edgebuild.model.licence": model.licence} if model.licence else {})
