@@ -1,0 +1,3 @@
+"""Configuration of the whole test suite."""
+
+pytest_plugins = ("tests.support.fixtures",)

@@ -1,0 +1,1 @@
+"""What the tests stand on: real peers, a registry with faults, fixtures."""

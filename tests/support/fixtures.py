@@ -1,0 +1,139 @@
+"""Fixtures of real peers. `--require-tools` turns a peer that cannot be had from a skip into a failure."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import pytest
+
+from tests.support.peers.errors import PeerUnavailableError
+from tests.support.peers.fetch import peer_prefix
+from tests.support.peers.registry import Registry, running_registry
+from tests.support.peers.tool import Tool
+
+_T = TypeVar("_T")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-tools",
+        action="store_true",
+        help="a peer or tool that cannot be had fails its tests instead of skipping them",
+    )
+
+
+class Peers:
+    """Obtains peers: what cannot be had skips the test, or fails it with `--require-tools`."""
+
+    def __init__(self, *, required: bool) -> None:
+        self._required = required
+
+    def enter(self, stack: contextlib.ExitStack, peer: contextlib.AbstractContextManager[_T]) -> _T:
+        """Start a peer that is stopped with the stack."""
+        return self.get(lambda: stack.enter_context(peer))
+
+    def get(self, obtain: Callable[[], _T]) -> _T:
+        """Return what `obtain` returns."""
+        try:
+            return obtain()
+        except PeerUnavailableError as error:
+            self.missing(str(error))
+
+    def missing(self, reason: str) -> NoReturn:
+        """Skip or fail the test for want of a tool."""
+        if self._required:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def peers(pytestconfig: pytest.Config) -> Peers:
+    """The way to a peer or tool that is not a fixture by itself."""
+    return Peers(required=bool(pytestconfig.getoption("--require-tools")))
+
+
+@pytest.fixture
+def make_registry(
+    peers: Peers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Registry]]:
+    """`make_registry(login=False)`: any number of registries, stopped when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*, login: bool = False) -> Registry:
+            return peers.enter(stack, running_registry(tmp_path_factory.mktemp("registry"), login=login))
+
+        yield make
+
+
+@pytest.fixture
+def registry(make_registry: Callable[..., Registry]) -> Registry:
+    """An empty registry that asks for no login."""
+    return make_registry()
+
+
+@pytest.fixture
+def auth_registry(make_registry: Callable[..., Registry]) -> Registry:
+    """An empty registry that asks for a login: its `username` and `password`."""
+    return make_registry(login=True)
+
+
+def _tool(peers: Peers, factory: pytest.TempPathFactory, name: str, program: str) -> Tool:
+    path = peers.get(lambda: peer_prefix(name)) / program
+    return Tool(path=path, home=factory.mktemp(name), prefix=(str(path),))
+
+
+@pytest.fixture(scope="session")
+def cosign2(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """cosign 2.5."""
+    return _tool(peers, tmp_path_factory, "cosign2", "usr/bin/cosign")
+
+
+@pytest.fixture(scope="session")
+def cosign3(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """cosign 3.1."""
+    return _tool(peers, tmp_path_factory, "cosign3", "usr/bin/cosign")
+
+
+@pytest.fixture(scope="session")
+def crane(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """crane 0.20."""
+    return _tool(peers, tmp_path_factory, "crane", "usr/bin/crane")
+
+
+@pytest.fixture(scope="session")
+def oras(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """oras 1.3."""
+    return _tool(peers, tmp_path_factory, "oras", "usr/bin/oras")
+
+
+@pytest.fixture(scope="session")
+def skopeo(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """skopeo 1.18, started by the loader of its own suite."""
+    prefix = peers.get(lambda: peer_prefix("skopeo"))
+    path = prefix / "usr/bin/skopeo"
+    libraries = prefix / "usr/lib/x86_64-linux-gnu"
+    loader = libraries / "ld-linux-x86-64.so.2"
+    return Tool(
+        path=path,
+        home=tmp_path_factory.mktemp("skopeo"),
+        prefix=(str(loader), "--library-path", str(libraries), str(path)),
+    )
+
+
+@pytest.fixture(scope="session")
+def qemu_arm64(peers: Peers) -> Path:
+    """A static qemu for arm64 programs; set QEMU_CPU for it, as `max` is slow and no device's CPU."""
+    return peers.get(lambda: peer_prefix("qemu-arm64")) / "usr/bin/qemu-aarch64-static"
+
+
+@pytest.fixture(scope="session")
+def busybox_amd64(peers: Peers) -> Path:
+    """A static busybox."""
+    return peers.get(lambda: peer_prefix("busybox-amd64")) / "bin/busybox"
+
+
+@pytest.fixture(scope="session")
+def busybox_arm64(peers: Peers) -> Path:
+    """A static busybox for arm64."""
+    return peers.get(lambda: peer_prefix("busybox-arm64")) / "bin/busybox"
