@@ -1,0 +1,94 @@
+"""Quantising: a 16-bit GGUF file made smaller by llama.cpp's own library, once, and kept in the store."""
+
+import sys
+from pathlib import Path
+
+from edgebuild.artifacts.store import Store
+from edgebuild.canonical import canonical_json
+from edgebuild.errors import ModelError, ToolError
+from edgebuild.gguf import FILE_TYPES, read_gguf_header
+from edgebuild.host import Host
+from edgebuild.model.source import ModelFile
+from edgebuild.model_spec import make_model_spec, quantized_file_name
+from edgebuild.oci.digest import Digest
+from edgebuild.process import run
+from edgebuild.progress import Progress
+
+_FILE_TYPE_NUMBERS = {name: number for number, name in FILE_TYPES.items()}
+
+
+def quantize(
+    model: ModelFile,
+    quantization: str,
+    *,
+    source_digest: Digest,
+    library: Path,
+    library_key: Digest,
+    store: Store,
+    host: Host,
+    progress: Progress,
+) -> ModelFile:
+    """Return the model in another type, from the store when it was made before.
+
+    Args:
+        model: The 16-bit model.
+        quantization: llama.cpp's name of the type, e.g. "Q4_K_M".
+        source_digest: sha256 of the model's file.
+        library: Folder that holds the package `llama_cpp`, built for this machine.
+        library_key: Identity of that build.
+        store: Keeps the result.
+        host: This machine.
+        progress: Told how far it is.
+
+    Raises:
+        ModelError: The library refuses the model or the type.
+        ToolError: It crashed, or the disk is full.
+    """
+    name = quantized_file_name(model.path.name, quantization)
+    recipe = {
+        "format": 1,
+        "source": str(source_digest),
+        "type": quantization,
+        "library": str(library_key),
+        "name": name,
+    }
+    key = Digest.of(canonical_json(recipe))
+
+    def build(folder: Path) -> None:
+        with progress.task(f"quantise {model.spec.name} to {quantization}") as task:
+            _run_library(
+                model.path, folder / name, quantization, library=library, host=host, on_line=task.status
+            )
+
+    path = store.make("model", key, build) / name
+    return ModelFile(path=path, spec=make_model_spec(read_gguf_header(path), file_name=name))
+
+
+def _run_library(
+    source: Path, destination: Path, quantization: str, *, library: Path, host: Host, on_line
+) -> None:
+    worker = Path(__file__).with_name("quantize_worker.py")
+    environment = {"PYTHONPATH": str(library), "PATH": host.environment.get("PATH", ""), "LANG": "C.UTF-8"}
+    argv = [
+        sys.executable,
+        "-P",
+        worker,
+        source,
+        destination,
+        str(_FILE_TYPE_NUMBERS[quantization]),
+        str(host.cpu_count),
+    ]
+    done = run(argv, environment=environment, on_line=on_line, check=False)
+    if done.returncode == 0:
+        return
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    reason = said[-1].strip() if said else f"exit code {done.returncode}"
+    if done.returncode == 1:
+        raise ModelError(
+            f"{source.name} cannot be made {quantization}: {reason}",
+            hint="try another --quantization, e.g. Q8_0",
+        )
+    raise ToolError(
+        f"quantising {source.name} to {quantization} failed: {reason}",
+        hint="check that disk and memory suffice, then try again",
+    )

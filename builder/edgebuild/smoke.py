@@ -1,0 +1,332 @@
+"""The smoke test: starts an image's real entrypoint on the profile's processor model and asks it one question.
+
+No daemon, no root and no binfmt: the layers are unpacked into a folder, which becomes the root of a user namespace,
+read-only; a static qemu-user carries the target's programs. The server is probed from outside, over loopback.
+"""
+
+import json
+import os
+import shutil
+import socket
+import stat
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from edgebuild.errors import ImageError, ToolError
+from edgebuild.host import Host
+from edgebuild.oci import descriptor as media
+from edgebuild.oci.blob import CHUNK_BYTES, Blob
+from edgebuild.oci.image import Image
+from edgebuild.oci.layer import Layer
+from edgebuild.process import find_program, running
+from edgebuild.progress import Progress
+
+READY_TIMEOUT_S = 180.0
+ANSWER_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 20.0
+_LOG_TAIL_LINES = 6
+_QUESTION = "alt 42 m; speed 7 m/s; obstacle 30 m left; battery 18 %; temp 41 C; gps ok"
+_NAMESPACE_HINT = "allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0), run as root, or leave the check out with --no-test"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmokeResult:
+    """What the check saw.
+
+    Attributes:
+        cpu_model: Processor model that the image ran on.
+        cpu_variant: Engine variant that it loaded.
+        ready_s: Seconds from start to ready, emulated.
+        answer: What it answered.
+    """
+
+    cpu_model: str
+    cpu_variant: str
+    ready_s: float
+    answer: str
+
+
+def smoke_test(
+    image: Image,
+    *,
+    cpu_model: str,
+    cpu_variant: str,
+    qemu: Path,
+    scratch: Path,
+    host: Host,
+    progress: Progress,
+) -> SmokeResult:
+    """Start the image, wait until it is ready, ask one question, stop it.
+
+    Steps: (1) unpack the layers, (2) start the entrypoint in a namespace, (3) wait for ready, (4) compare the engine
+    variant that it loaded, (5) ask, (6) stop it with SIGTERM and see that it ends by itself.
+
+    Args:
+        image: The image; its blobs are read where they are.
+        cpu_model: qemu's name of the processor.
+        cpu_variant: Engine variant that this processor must load.
+        qemu: Static qemu-user for the image's platform.
+        scratch: Folder to unpack in; it must allow executables.
+        host: This machine.
+        progress: Told each step.
+
+    Raises:
+        ImageError: The image does not start, answer, choose the right variant or stop.
+        ToolError: This machine cannot run the check.
+    """
+    with (
+        progress.task(f"smoke test {image.profile} on {cpu_model}") as task,
+        tempfile.TemporaryDirectory(dir=scratch, prefix="smoke-") as folder,
+    ):
+        root, log_path = Path(folder) / "root", Path(folder) / "log"
+        root.mkdir(mode=0o755)
+        task.status("unpack")
+        unpack(image.layers, root)
+        config = _run_section(image.config)
+        _install(qemu, root)
+        with log_path.open("w+b") as log:
+            port = _free_port()
+            argv = _namespace_argv(root, config, cpu_model=cpu_model, port=port)
+            environment = {"PATH": host.environment.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+            with (
+                running(argv, environment=environment, log=log, hint="install util-linux") as server,
+                httpx.Client(trust_env=False) as client,
+            ):
+                url = f"http://127.0.0.1:{port}"
+                begin = time.monotonic()
+                task.status("wait until ready")
+                ready = _wait_ready(client, url, server, log)
+                ready_s = time.monotonic() - begin
+                loaded = str(ready.get("cpu_variant"))
+                if loaded != cpu_variant:
+                    raise ImageError(
+                        f"{image.profile}: on {cpu_model} the image loaded engine variant {loaded}, the profile expects {cpu_variant}",
+                        hint="correct cpu.variant or cpu.model in the profile",
+                    )
+                task.status("ask")
+                answer = _ask(client, url, str(ready.get("model")), log)
+                task.status("stop")
+                server.terminate()
+                _wait_stopped(server, image, log)
+    return SmokeResult(cpu_model=cpu_model, cpu_variant=loaded, ready_s=round(ready_s, 2), answer=answer)
+
+
+def unpack(layers: tuple[Layer, ...], root: Path) -> None:
+    """Lay the layers over each other in a folder, as a container engine does, with this user as owner.
+
+    Raises:
+        ImageError: A layer is damaged or reaches outside the folder.
+        ToolError: The disk is full.
+    """
+    for layer in layers:
+        try:
+            with (
+                _Uncompressed(layer) as stream,
+                tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as archive,
+            ):
+                _extract(archive, root)
+        except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
+            raise ImageError(
+                f"layer {layer.digest.short} ({layer.role}) cannot be unpacked: {error}",
+                hint="build the image again",
+            ) from error
+        except OSError as error:
+            raise ToolError(
+                f"layer {layer.digest.short} cannot be unpacked: {error.strerror}",
+                hint="make room, or set TMPDIR",
+            ) from error
+
+
+def _extract(archive: tarfile.TarFile, root: Path) -> None:
+    """Write directories, files and symbolic links; nothing may land outside the folder, whatever its name says."""
+    inside = root.resolve()
+    for member in archive:
+        path = root / member.name.lstrip("/")
+        parent = path.parent.resolve()
+        if ".." in path.parts or not parent.is_relative_to(inside):
+            raise ValueError(f"{member.name!r} reaches outside the image")
+        path = parent / path.name
+        if member.isdir():
+            path.mkdir(mode=0o755, exist_ok=True)
+            path.chmod((member.mode & 0o777) | 0o700)
+            continue
+        path.unlink(missing_ok=True)
+        if member.issym():
+            path.symlink_to(member.linkname)
+        elif member.isreg():
+            source = archive.extractfile(member)
+            assert source is not None
+            with path.open("xb") as file:
+                shutil.copyfileobj(source, file, CHUNK_BYTES)
+            path.chmod((member.mode & 0o777) | 0o400)
+        else:
+            raise ValueError(f"{member.name!r} is neither a directory, a file nor a symbolic link")
+
+
+class _Uncompressed:
+    """The tar of a layer as a readable stream, decompressed on the way."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._chunks = _inflate(layer.blob) if layer.media_type == media.LAYER_GZIP else layer.blob.chunks()
+        self._rest = b""
+
+    def __enter__(self) -> "IO[bytes]":
+        return self  # type: ignore[return-value] # tarfile only reads
+
+    def __exit__(self, *_exception: object) -> None:
+        self._chunks = iter(())
+
+    def read(self, size: int) -> bytes:
+        pieces, length = [self._rest], len(self._rest)
+        while length < size and (chunk := next(self._chunks, b"")):
+            pieces.append(chunk)
+            length += len(chunk)
+        data = b"".join(pieces)
+        self._rest = data[size:]
+        return data[:size]
+
+
+def _inflate(blob: Blob) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    for chunk in blob.chunks():
+        yield inflate.decompress(chunk)
+    yield inflate.flush()
+    if not inflate.eof:
+        raise EOFError("the compressed layer ends early")
+
+
+def _run_section(config: bytes) -> Mapping[str, Any]:
+    section = json.loads(config).get("config", {})
+    if not section.get("Entrypoint"):
+        raise ImageError("the image has no entrypoint", hint="build it with edgebuild")
+    return section  # type: ignore[no-any-return]
+
+
+def _install(qemu: Path, root: Path) -> None:
+    """Put qemu and empty mount points where the namespace looks for them; the root itself is read-only later."""
+    target = root / ".qemu"
+    target.write_bytes(qemu.read_bytes())
+    target.chmod(stat.S_IRWXU | stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH)
+    for name in ("dev", "proc"):
+        (root / name).mkdir(exist_ok=True)
+
+
+# Runs as the root of a new user and mount namespace. Options of the mount that holds the folder are repeated, since
+# the kernel refuses to drop nosuid and the like from inside a namespace (mount_namespaces(7), "locked").
+_SETUP = """set -eu
+root=$1 uid=$2 gid=$3; shift 3
+options=$(findmnt --noheadings --output VFS-OPTIONS --target "$root" | tr , '\\n' | grep -E '^(nosuid|nodev|noexec|noatime|nodiratime|relatime)$' | tr '\\n' , || true)
+mount --bind "$root" "$root"
+mount --rbind /dev "$root/dev"
+mount --rbind /proc "$root/proc"
+mount -o "remount,bind,${options}ro" "$root"
+exec unshare --user --map-user="$uid" --map-group="$gid" --root="$root" --wd=/ -- "$@"
+"""
+
+
+def _namespace_argv(root: Path, config: Mapping[str, Any], *, cpu_model: str, port: int) -> list[str]:
+    for program in ("unshare", "findmnt", "sh"):
+        if find_program(program) is None:
+            raise ToolError(
+                f"the smoke test needs {program}",
+                hint="install util-linux, or leave the check out with --no-test",
+            )
+    uid, _, gid = str(config.get("User") or "0:0").partition(":")
+    environment = [*config.get("Env", []), "EDGE_HOST=127.0.0.1", f"EDGE_PORT={port}"]
+    guest = [argument for variable in environment for argument in ("-E", variable)]
+    command = [*config["Entrypoint"], *config.get("Cmd", [])]
+    return [
+        "unshare", "--user", "--map-root-user", "--mount", "--",
+        "sh", "-c", _SETUP, "smoke", str(root), uid, gid or uid,
+        "/.qemu", "-cpu", cpu_model, *guest, *command,
+    ]  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_ready(client: httpx.Client, url: str, server: Any, log: IO[bytes]) -> Mapping[str, Any]:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            said = _tail(log)
+            if "unshare" in said or "mount:" in said:
+                raise ToolError(f"the smoke test cannot make its namespace: {said}", hint=_NAMESPACE_HINT)
+            raise ImageError(
+                f"the image stopped with exit code {server.returncode} before it was ready: {said}",
+                hint="see the messages above",
+            )
+        try:
+            answer = client.get(f"{url}/readyz", timeout=5.0)
+        except httpx.TransportError:
+            time.sleep(0.05)
+            continue
+        if answer.status_code == 200:
+            return answer.json()  # type: ignore[no-any-return]
+        time.sleep(0.05)
+    raise ImageError(
+        f"the image was not ready within {READY_TIMEOUT_S:.0f} s: {_tail(log)}", hint="see the messages above"
+    )
+
+
+def _ask(client: httpx.Client, url: str, model: str, log: IO[bytes]) -> str:
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": _QUESTION}],
+        "max_tokens": 48,
+        "temperature": 0,
+    }
+    path, key = "/v1/chat/completions", "message"
+    try:
+        answer = client.post(url + path, json=request, timeout=ANSWER_TIMEOUT_S)
+        if answer.status_code == 400 and "template" in answer.text:
+            # A base model has no chat template; its plain completion is what users will ask for.
+            request = {"model": model, "prompt": _QUESTION, "max_tokens": 16, "temperature": 0}
+            answer, key = client.post(f"{url}/v1/completions", json=request, timeout=ANSWER_TIMEOUT_S), "text"
+    except httpx.TransportError as error:
+        raise ImageError(
+            f"the image gave no answer: {type(error).__name__}: {_tail(log)}",
+            hint="see the messages above",
+        ) from error
+    if answer.status_code != 200:
+        raise ImageError(
+            f"the image answered {answer.status_code}: {answer.text[:300]}", hint="see the messages above"
+        )
+    choice = answer.json()["choices"][0]
+    text = str(choice[key]["content"] if key == "message" else choice[key]).strip()
+    if not text:
+        raise ImageError(
+            "the image gave an empty answer", hint="check the model with llama.cpp on this machine"
+        )
+    return text
+
+
+def _wait_stopped(server: Any, image: Image, log: IO[bytes]) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if server.poll() is None:
+        raise ImageError(
+            f"{image.profile}: the server did not stop within {STOP_TIMEOUT_S:.0f} s of SIGTERM: {_tail(log)}"
+        )
+    if server.returncode != 0:
+        raise ImageError(
+            f"{image.profile}: the server stopped with exit code {server.returncode}: {_tail(log)}"
+        )
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-_LOG_TAIL_LINES:]) or "it said nothing"
