@@ -1,0 +1,95 @@
+"""The command line: click and rich, one module a command. Only here are the environment, the clock and exits met."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from edgebuild import __version__
+from edgebuild.errors import EdgebuildError
+
+# Command, module and help line: the line stands here so that `edgebuild --help` imports no command.
+_COMMANDS = {
+    "image": ("edgebuild.cli.image", "Build a signed image for one or more devices."),
+    "profiles": ("edgebuild.cli.profiles", "List, show and check device profiles."),
+    "fit": ("edgebuild.cli.fit", "Show whether a model fits a device, with the arithmetic."),
+    "test": (
+        "edgebuild.cli.test",
+        "Start the images of a layout on their processor models and ask a question.",
+    ),
+    "check": ("edgebuild.cli.check", "Read a layout back and check every byte and rule."),
+    "keys": ("edgebuild.cli.keys", "Make key pairs for signing."),
+    "sign": ("edgebuild.cli.sign", "Sign an image in a registry or layout."),
+    "verify": ("edgebuild.cli.verify", "Verify an image in a registry or layout."),
+    "push": ("edgebuild.cli.push", "Copy a layout to a registry."),
+    "archive": ("edgebuild.cli.archive", "Write an image of a layout as a file for `docker load`."),
+    "cache": ("edgebuild.cli.cache", "Look after the store."),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when the command is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0] if args else ""
+        if name and name not in _COMMANDS and not name.startswith("-"):
+            import difflib  # noqa: PLC0415 - only for a mistyped command
+
+            close = difflib.get_close_matches(name, _COMMANDS, n=1)
+            meant = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(f"No such command {name!r}.{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="edgebuild")
+def cli() -> None:
+    """Turn a device profile and a language model into a signed container image for that device."""
+
+
+def main() -> None:
+    """Run the command line and exit with the code of what happened."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    from edgebuild.cli.ending import ended_by_signal, tell_error  # noqa: PLC0415 - after the import of click
+
+    code = 0
+    try:
+        with ended_by_signal():
+            cli.main(arguments, prog_name="edgebuild", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except EdgebuildError as error:
+        code = tell_error(error, as_json="--json" in arguments)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nerror: interrupted; nothing is lost: what was finished stays in the store", err=True)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    return code

@@ -1,0 +1,79 @@
+"""`edgebuild fit`: the memory arithmetic, without building anything."""
+
+import click
+
+from edgebuild.cli.options import Session, common_options
+from edgebuild.cli.tables import render_table
+from edgebuild.errors import PlanError
+from edgebuild.fit import Fit, estimate_quantized, format_bytes, make_fit, planned_quantization
+from edgebuild.model.source import load_model
+from edgebuild.profile import QUANTIZATIONS, load_profile, profile_names
+
+
+@click.command(name="fit")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="Device profile; may be given several times. [default: all built-in ones]",
+)
+@click.option("--model", default="demo", show_default=True, metavar="FILE.gguf", help="Model.")
+@click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS, case_sensitive=False),
+    help="Type to quantise a 16-bit model to.",
+)
+@common_options
+def command(session: Session, profiles: tuple[str, ...], model: str, quantization: str | None) -> None:
+    """Show whether a model fits a device, with the arithmetic.
+
+    The exit code is 4 when a device that was named does not fit.
+    """
+    found = load_model(model, working_directory=session.host.working_directory)
+    fits = []
+    for name in profiles or profile_names():
+        profile = load_profile(name, working_directory=session.host.working_directory)
+        wanted = planned_quantization(found.spec, profile, override=quantization)
+        fits.append(
+            make_fit(
+                estimate_quantized(found.spec, wanted), profile, is_estimate=wanted != found.spec.quantization
+            )
+        )
+    for fit in fits:
+        session.say(render_fit(fit, model_name=found.spec.name))
+        session.say("")
+    session.give({"model": found.spec.name, "fits": [fit_document(fit) for fit in fits]})
+    refused = [fit for fit in fits if fit.refusal]
+    if profiles and refused:
+        raise PlanError(
+            f"{found.spec.name} does not fit: {'; '.join(fit.refusal for fit in refused)}",
+            hint="take a smaller model, a smaller --quantization, or a profile with less context or more memory",
+        )
+
+
+def render_fit(fit: Fit, *, model_name: str) -> str:
+    """Lay out the arithmetic of one device."""
+    about = " (size estimated before quantising)" if fit.is_estimate else ""
+    rows = [(row.what, row.formula, format_bytes(row.size_bytes)) for row in fit.rows]
+    rows.append(("need", "", format_bytes(fit.need_bytes)))
+    rows.append(("budget", fit.budget_formula, format_bytes(fit.budget_bytes)))
+    verdict = f"does not fit: {fit.refusal}" if fit.refusal else "fits"
+    return f"{model_name} as {fit.quantization} on {fit.profile}: {verdict}{about}\n" + render_table(
+        ("memory", "how", "size"), rows, right=frozenset({2})
+    )
+
+
+def fit_document(fit: Fit) -> dict[str, object]:
+    """Give the arithmetic as JSON."""
+    return {
+        "profile": fit.profile,
+        "quantization": fit.quantization,
+        "context_tokens": fit.context_tokens,
+        "need_bytes": fit.need_bytes,
+        "budget_bytes": fit.budget_bytes,
+        "fits": not fit.refusal,
+        "refusal": fit.refusal or None,
+        "is_estimate": fit.is_estimate,
+        "rows": [{"what": row.what, "how": row.formula, "size_bytes": row.size_bytes} for row in fit.rows],
+    }
