@@ -7,6 +7,8 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
+from tests.support.peers.binfmt import arm64_programs
+from tests.support.peers.docker import DockerDaemon, running_dockerd
 from tests.support.peers.errors import PeerUnavailableError
 from tests.support.peers.fetch import peer_prefix
 from tests.support.peers.registry import Registry, running_registry
@@ -38,7 +40,8 @@ class Peers:
         try:
             return obtain()
         except PeerUnavailableError as error:
-            self.missing(str(error))
+            reason = str(error)
+        return self.missing(reason)
 
     def missing(self, reason: str) -> NoReturn:
         """Skip or fail the test for want of a tool."""
@@ -137,3 +140,31 @@ def busybox_amd64(peers: Peers) -> Path:
 def busybox_arm64(peers: Peers) -> Path:
     """A static busybox for arm64."""
     return peers.get(lambda: peer_prefix("busybox-arm64")) / "bin/busybox"
+
+
+@pytest.fixture(scope="session")
+def arm64_binfmt(peers: Peers, qemu_arm64: Path) -> Iterator[str]:
+    """arm64 programs run, in containers of our daemons too; give QEMU_CPU in the container's environment."""
+    with contextlib.ExitStack() as stack:
+        yield peers.enter(stack, arm64_programs(qemu_arm64))
+
+
+@pytest.fixture(scope="session")
+def dockerd20(peers: Peers) -> Iterator[DockerDaemon]:
+    """Docker 20.10 with the classic store, as balenaEngine and Greengrass devices have it."""
+    with contextlib.ExitStack() as stack:
+        yield peers.enter(stack, running_dockerd("dockerd20", containerd_store=False))
+
+
+@pytest.fixture(scope="session")
+def dockerd28(peers: Peers) -> Iterator[DockerDaemon]:
+    """Docker 28 with containerd's store."""
+    with contextlib.ExitStack() as stack:
+        yield peers.enter(stack, running_dockerd("dockerd28", containerd_store=True))
+
+
+@pytest.fixture(params=["dockerd20", "dockerd28"])
+def dockerd(request: pytest.FixtureRequest) -> DockerDaemon:
+    """Each daemon in turn."""
+    daemon: DockerDaemon = request.getfixturevalue(request.param)
+    return daemon

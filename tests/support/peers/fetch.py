@@ -31,7 +31,7 @@ def cache_root() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "edgebuild-tests"
 
 
-def peer_prefix(name: str) -> Path:
+def peer_prefix(name: str, *, pins_file: Path = PINS_FILE) -> Path:
     """Return the folder that holds a peer's files (`usr/bin/…`), fetching and unpacking it first if need be.
 
     Raises:
@@ -39,21 +39,21 @@ def peer_prefix(name: str) -> Path:
     """
     if platform.machine() != "x86_64":
         raise PeerUnavailableError(f"the peers are pinned for x86_64, this machine is {platform.machine()}")
-    peer = pins_of(name)
+    peer = pins_of(name, pins_file)
     prefix = cache_root() / "peers" / f"{peer.name}-{peer.key}"
     if not prefix.is_dir():
-        _install(peer, prefix)
+        _install(peer, prefix, pins_file)
     return prefix
 
 
-def _install(peer: PeerPins, prefix: Path) -> None:
+def _install(peer: PeerPins, prefix: Path, pins_file: Path) -> None:
     prefix.parent.mkdir(parents=True, exist_ok=True)
     root = archive_root()
     with tempfile.TemporaryDirectory(prefix=f".{peer.name}-", dir=prefix.parent) as work:
         tree = Path(work, "tree")
         tree.mkdir()
         with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
-            packages = list(pool.map(lambda pin: _download(pin, root, Path(work)), peer.pins))
+            packages = list(pool.map(lambda pin: _download(pin, root, Path(work), pins_file), peer.pins))
         for pin, package in zip(peer.pins, packages, strict=True):
             _unpack(package, tree, only=pin.only)
             package.unlink()
@@ -64,14 +64,14 @@ def _install(peer: PeerPins, prefix: Path) -> None:
                 raise
 
 
-def _download(pin: Pin, root: str, folder: Path) -> Path:
+def _download(pin: Pin, root: str, folder: Path, pins_file: Path) -> Path:
     target = folder / f"{pin.package}_{pin.architecture}.deb"
     try:
         download(f"{root}/{pin.path}", target, sha256=pin.sha256, size_bytes=pin.size_bytes)
     except FileNotFoundError as error:
         raise PeerUnavailableError(
-            f"the mirror no longer has {pin.package} {pin.version} of {pin.suite}: change {PINS_FILE.name} line "
-            f"{line_of(pin)}, or run `python -m tests.support.peers.fetch update`"
+            f"the mirror no longer has {pin.package} {pin.version} of {pin.suite}: change {pins_file.name} line "
+            f"{line_of(pin, pins_file)}, or run `python -m tests.support.peers.fetch update`"
         ) from error
     return target
 
