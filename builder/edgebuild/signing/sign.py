@@ -43,7 +43,7 @@ def sign_image(
     """Sign an index and every manifest in it, or one manifest.
 
     The image must be in the sink; its tags need not be, so that a pipeline can name it last, when nobody can any more
-    pull it unsigned. Signing again with the same key adds nothing.
+    pull it unsigned. Signing again with the same key and epoch adds nothing.
 
     Args:
         sink: Where the image lies.
@@ -104,11 +104,13 @@ def _read(sink: SignatureSink, digest: Digest) -> bytes:
 
 
 def _names(references: tuple[Reference, ...], subject: Descriptor) -> tuple[str, ...]:
+    """Give the published names of one document, each once."""
     profile = subject.annotations.get(media.PROFILE_ANNOTATION, "")
-    tags = [
-        (reference, tag) for reference in references for tag in (reference.tag, f"{reference.tag}-{profile}")
-    ]
-    names = [str(reference.with_tag(tag)) for reference, tag in tags if profile or not tag.endswith("-")]
+    names: list[str] = []
+    for reference in references:
+        names.append(str(reference.with_tag(reference.tag)))
+        if profile:
+            names.append(str(reference.with_tag(f"{reference.tag}-{profile}")))
     return tuple(dict.fromkeys(names))
 
 
