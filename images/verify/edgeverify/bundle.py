@@ -14,6 +14,7 @@ from edgeverify.keys import verify_data
 
 BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 BUNDLE_OLDER_SPELLING = "application/vnd.dev.sigstore.bundle+json;version=0.3"
+BUNDLE_TYPES = (BUNDLE, BUNDLE_OLDER_SPELLING)  # a tuple: what is looked up in it may be unhashable
 IN_TOTO = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 STATEMENT_V0_1 = "https://in-toto.io/Statement/v0.1"  # cosign's `attest` still writes it
@@ -84,7 +85,7 @@ def _open_envelope(bundle: bytes) -> tuple[bytes, bytes]:
     """Give payload and signature of the bundle's DSSE envelope."""
     document = parse_object(bundle, what="the bundle", max_bytes=BUNDLE_BYTES)
     media_type = document.get("mediaType")
-    if media_type not in {BUNDLE, BUNDLE_OLDER_SPELLING}:
+    if media_type not in BUNDLE_TYPES:
         raise VerificationError(f"the bundle is of type {shown(media_type)}, not {BUNDLE}")
     if "messageSignature" in document:
         raise VerificationError(

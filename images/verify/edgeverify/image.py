@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgeverify.bundle import BUNDLE, BUNDLE_OLDER_SPELLING, COSIGN_SIGN, verify_bundle
+from edgeverify.bundle import BUNDLE_TYPES, COSIGN_SIGN, verify_bundle
 from edgeverify.documents import check_digest, field, objects, parse_base64, parse_object
 from edgeverify.errors import VerificationError, shown
 from edgeverify.legacy import PAYLOAD_BYTES, SIGNATURE_ANNOTATION, SIMPLE_SIGNING, verify_legacy
@@ -24,7 +24,7 @@ CANDIDATES = 64  # of each form; an image rarely has more than four
 PREDICATE_ANNOTATION = "dev.sigstore.bundle.predicateType"
 _EMPTY = "application/vnd.oci.empty.v1+json"
 # cosign 2.5 and 3.1 list their bundles with the config's type instead of the manifest's (docker/buildx#4010).
-_BUNDLE_TYPES = frozenset({BUNDLE, BUNDLE_OLDER_SPELLING, _EMPTY, ""})
+_LIKELY_TYPES = (*BUNDLE_TYPES, _EMPTY, "")
 
 
 _Item = TypeVar("_Item")
@@ -159,7 +159,7 @@ def _candidates(
         for entry in _listed(source, tag, "manifests", reasons)
     )
     listed = (*source.referrers(digest), *fallback)
-    likely = dict.fromkeys(item.digest for item in listed if item.artifact_type in _BUNDLE_TYPES)
+    likely = dict.fromkeys(item.digest for item in listed if item.artifact_type in _LIKELY_TYPES)
     for _, referrer in _bounded(tuple(likely), "the list of referrers", reasons):
         place = f"referrer {shown(referrer[:19])}…"
         if reference is not None:
@@ -199,7 +199,7 @@ def _bundle_attempt(
         if claimed is not None and claimed != COSIGN_SIGN:
             raise VerificationError(f"it is an attestation ({shown(claimed)}), not a signature")
         layers = objects(manifest.get("layers"))
-        if len(layers) != 1 or layers[0].get("mediaType") not in {BUNDLE, BUNDLE_OLDER_SPELLING}:
+        if len(layers) != 1 or layers[0].get("mediaType") not in BUNDLE_TYPES:
             raise VerificationError("it does not hold one sigstore bundle")
         bundle = _read_blob(source, layers[0], max_bytes=SIGNATURE_BUNDLE_BYTES)
         return verify_bundle(bundle, key, digest=digest)
@@ -235,7 +235,7 @@ def check_hash(data: bytes, digest: str, *, what: str) -> None:
 def _read_blob(source: Source, descriptor: dict[str, Any], *, max_bytes: int) -> bytes:
     digest = check_digest(descriptor.get("digest"), what="the layer's digest")
     size = descriptor.get("size")
-    if not isinstance(size, int) or not 0 <= size <= max_bytes:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= max_bytes:
         raise VerificationError(f"the layer claims {shown(size)} bytes; at most {max_bytes} are read")
     data = source.blob(digest, max_bytes=max_bytes)
     check_hash(data, digest, what="the blob")

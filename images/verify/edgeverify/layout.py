@@ -15,7 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgeverify.bundle import BUNDLE, BUNDLE_OLDER_SPELLING
+from edgeverify.bundle import BUNDLE_TYPES
 from edgeverify.documents import check_digest, field, objects, parse_object
 from edgeverify.errors import VerificationError, shown
 from edgeverify.image import MANIFEST_BYTES, Referrer, read_manifest
@@ -29,7 +29,6 @@ _SIGNATURE_TAG = re.compile(r"sha256-[0-9a-f]{64}(\.sig|\.att)?")
 _ENVELOPE = (
     "application/vnd.dsse.envelope.v1+json"  # a layer of cosign's older attestations, sha256-<hex>.att
 )
-_BUNDLES = frozenset({BUNDLE, BUNDLE_OLDER_SPELLING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class LayoutSource:
         found = []
         for entry in self.entries:
             artifact_type = entry.get("artifactType")
-            if artifact_type in _BUNDLES and field(self.peek(entry), "subject", "digest") == digest:
+            if artifact_type in BUNDLE_TYPES and field(self.peek(entry), "subject", "digest") == digest:
                 found.append(Referrer(digest=str(entry.get("digest")), artifact_type=str(artifact_type)))
         return tuple(found)
 
@@ -162,7 +161,7 @@ def _is_signature(source: LayoutSource, entry: dict[str, Any], digest: str) -> b
     if layers:
         kinds = {str(layer.get("mediaType")) for layer in layers}
         return kinds in ({SIMPLE_SIGNING}, {_ENVELOPE}) or (
-            document.get("artifactType") in _BUNDLES and kinds <= _BUNDLES
+            document.get("artifactType") in BUNDLE_TYPES and kinds <= set(BUNDLE_TYPES)
         )
     return _SIGNATURE_TAG.fullmatch(ref_name(entry)) is not None and all(
         field(source.peek(listed), "subject", "digest") == f"sha256:{ref_name(entry)[7:71]}"

@@ -11,11 +11,9 @@ from edgeverify.documents import check_digest, objects
 from edgeverify.errors import VerificationError, shown
 from edgeverify.image import Signature, Source, read_manifest, verify_image
 
-INDEX_TYPES = frozenset(
-    {
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-    }
+INDEX_TYPES = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
 )
 MANIFESTS = 256  # of one index
 BLOBS = 1024  # of one manifest
