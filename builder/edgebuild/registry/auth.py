@@ -65,8 +65,9 @@ def parse_challenges(headers: Sequence[str]) -> tuple[Challenge, ...]:
     found = []
     for header in headers:
         starts = list(_CHALLENGE.finditer(header))
-        for start, after in zip(starts, [*starts[1:], None], strict=True):
-            text = header[start.end() : after.start() if after else len(header)]
+        ends = [*(match.start() for match in starts[1:]), len(header)]
+        for start, end in zip(starts, ends, strict=False):
+            text = header[start.end() : end]
             parameters = {
                 name.lower(): re.sub(r"\\(.)", r"\1", quoted) or plain
                 for name, quoted, plain in _PARAMETER.findall(text)

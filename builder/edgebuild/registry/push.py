@@ -229,7 +229,7 @@ class RegistrySink:
                 mount=digest,
                 mount_from=self._mount_from,
             )
-        except (RefusedError, TransientError):
+        except RefusedError:
             return Way.SENT, None  # mounting is a favour; sending tells whether anything is really wrong
         return (Way.MOUNTED, None) if session is None else (Way.SENT, session)
 
@@ -250,6 +250,7 @@ def open_sink(
     progress: Progress,
     limits: Limits | None = None,
     mount_from: str = "",
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[RegistrySink]:
     """Write to a reference's repository while the context lasts.
 
@@ -259,6 +260,7 @@ def open_sink(
         progress: Told of blobs and waits.
         limits: Patience; None for the usual.
         mount_from: Another repository of the same registry that blobs may be mounted from, or "".
+        chunk_bytes: Size of a PATCH.
     """
     with Transport(
         reference.registry,
@@ -269,4 +271,4 @@ def open_sink(
         limits=limits or Limits(),
         mount_from=mount_from,
     ) as transport:
-        yield RegistrySink(transport, progress=progress, mount_from=mount_from)
+        yield RegistrySink(transport, progress=progress, mount_from=mount_from, chunk_bytes=chunk_bytes)

@@ -118,7 +118,7 @@ class Source:
 def open_session(
     transport: Transport, title: str, *, chunk_bytes: int, mount: Digest | None = None, mount_from: str = ""
 ) -> Session | None:
-    """Ask once for a session (1.); None when the blob was mounted instead.
+    """Ask for a session (1.); None when the blob was mounted instead.
 
     Args:
         transport: The registry.
@@ -128,7 +128,7 @@ def open_session(
         mount_from: That repository.
 
     Raises:
-        RegistryError: Transient or not.
+        RegistryError: The registry refused, or failed to the end of our patience.
     """
     query = f"?mount={mount}&from={mount_from}" if mount is not None else ""
     request = transport.request(
@@ -138,7 +138,8 @@ def open_session(
         expect=(201, 202) if mount is not None else (202,),
         body=Body.of_bytes(b""),
     )
-    answer = transport.send_once(request)
+    # Asked twice, it opens two sessions; the registry clears the abandoned one by itself.
+    answer = transport.send(request)
     if answer.status == 201:
         return None
     least = answer.headers.get("OCI-Chunk-Min-Length", "")
@@ -250,29 +251,26 @@ class Upload:
 
     def _find_session(self, session: Session | None) -> Session | None:
         """Ask a session how far it got (3.); None when it is of no use any more."""
-        while session is not None:
-            request = self._transport.request(
-                "GET", str(session.url), f"upload of {self._title}", expect=(200, 202, 204)
-            )
-            try:
-                answer = self._transport.send_once(request)
-            except TransientError as fault:
-                self._wait(fault)
-                continue
-            except RefusedError:
-                return None
-            reached = _reached(answer, default=0)
-            # distribution says "0-0" for an empty session, which is also what one byte looks like.
-            reached = 0 if reached == 1 else reached
-            if reached > self._source.reached_bytes:
-                return None
-            return Session(
-                url=_next_url(self._transport, request, answer, session.url),
-                offset_bytes=reached,
-                chunk_bytes=session.chunk_bytes,
-                is_fresh=False,
-            )
-        return None
+        if session is None:
+            return None
+        request = self._transport.request(
+            "GET", str(session.url), f"upload of {self._title}", expect=(200, 202, 204)
+        )
+        try:
+            answer = self._transport.send(request)
+        except RefusedError:
+            return None
+        reached = _reached(answer, default=0)
+        # distribution says "0-0" for an empty session, which is also what one byte looks like.
+        reached = 0 if reached == 1 else reached
+        if reached > self._source.reached_bytes:
+            return None
+        return Session(
+            url=_next_url(self._transport, request, answer, session.url),
+            offset_bytes=reached,
+            chunk_bytes=session.chunk_bytes,
+            is_fresh=False,
+        )
 
     def _close(self, session: Session, digest: Digest, *, body: Body | None) -> Digest:
         """End a session with the digest (4.), with the rest of the blob or without."""
