@@ -159,7 +159,7 @@ def test_a_peer_that_cannot_be_had_skips_or_fails(
         "no:cacheprovider",
         f"--rootdir={tmp_path}",
         *option,
-        tmp_path,
+        os.fspath(tmp_path),
     ]
     done = subprocess.run(argv, env=environment, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert outcome in done.stdout, done.stdout + done.stderr

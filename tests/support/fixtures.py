@@ -7,6 +7,7 @@ from typing import NoReturn, TypeVar
 
 import pytest
 
+from tests.support.faulty_registry import FaultyRegistry
 from tests.support.peers.binfmt import arm64_programs
 from tests.support.peers.docker import DockerDaemon, running_dockerd
 from tests.support.peers.errors import PeerUnavailableError
@@ -168,3 +169,10 @@ def dockerd(request: pytest.FixtureRequest) -> DockerDaemon:
     """Each daemon in turn."""
     daemon: DockerDaemon = request.getfixturevalue(request.param)
     return daemon
+
+
+@pytest.fixture
+def faulty_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyRegistry]:
+    """A loopback registry that fails when told to, without login, referrers API or faults yet."""
+    with FaultyRegistry(tmp_path_factory.mktemp("faulty-registry")) as registry:
+        yield registry
