@@ -1,0 +1,46 @@
+"""What a request yields, whichever interface asked: text as it grows, then its end or a fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edgeserve.engine.protocol import FinishReason
+
+
+class FaultKind(StrEnum):
+    """Why an answer ended without a finish reason of its own."""
+
+    ENGINE = "engine"
+    SHUTTING_DOWN = "shutting_down"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """The answer is complete; times in seconds since the request was handed over."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    queued_s: float
+    first_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """The answer cannot be completed."""
+
+    kind: FaultKind
+
+
+Output = Text | End | Fault

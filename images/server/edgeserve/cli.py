@@ -1,0 +1,108 @@
+"""The command line: `serve`, `health`, `config`. Imports wait until a command needs them, for quick starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from edgeserve import exits
+
+if TYPE_CHECKING:
+    import argparse
+
+    from edgeserve.config import Runtime
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command.
+
+    Returns:
+        Its exit code, see `edgeserve.exits`.
+    """
+    if arguments == ["health"]:
+        from edgeserve import health  # noqa: PLC0415
+
+        return health.main()
+    # As process 1 of a container a signal without a handler is ignored; this one holds until the server has its own.
+    signal.signal(signal.SIGTERM, _leave)
+    options = _parser().parse_args(arguments)
+    if options.command == "serve":
+        return _serve(options)
+    if options.command == "health":
+        from edgeserve import health  # noqa: PLC0415
+
+        return health.main()
+    return _config(options)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(exits.OK)
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse  # noqa: PLC0415
+
+    from edgeserve.config import RUNTIME_PATH, settings  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="edgeserve", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shared.add_argument(
+        "--runtime", dest="EDGE_RUNTIME", metavar="FILE", help=f"configuration (default {RUNTIME_PATH})"
+    )
+    for setting in settings():
+        if setting.flag:
+            shared.add_argument(
+                setting.flag, dest=setting.variable, metavar="VALUE", help=setting.field.metadata["doc"]
+            )
+    commands.add_parser("serve", parents=[shared], allow_abbrev=False, help="serve the model")
+    commands.add_parser(
+        "health", allow_abbrev=False, help="exit with 0 if the server on this machine is ready"
+    )
+    config = commands.add_parser(
+        "config", parents=[shared], allow_abbrev=False, help="check the configuration and print it"
+    )
+    config.add_argument("--table", action="store_true", help="print the table of all keys instead")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Runtime | None:
+    from edgeserve.config import ConfigError, load_config  # noqa: PLC0415
+
+    flags = {
+        name: value for name, value in vars(options).items() if name.startswith("EDGE_") and value is not None
+    }
+    try:
+        return load_config(os.environ, flags)
+    except ConfigError as error:
+        count = len(error.faults)
+        sys.stderr.write(f"edgeserve: {count} fault{'s' * (count > 1)} in the configuration: {error}\n")
+        return None
+
+
+def _serve(options: argparse.Namespace) -> int:
+    runtime = _load(options)
+    if runtime is None:
+        return exits.CONFIG
+    from edgeserve.serve import serve  # noqa: PLC0415
+
+    return serve(runtime)
+
+
+def _config(options: argparse.Namespace) -> int:
+    from edgeserve.config import render_table  # noqa: PLC0415
+
+    if options.table:
+        sys.stdout.write(render_table())
+        return exits.OK
+    runtime = _load(options)
+    if runtime is None:
+        return exits.CONFIG
+    import dataclasses  # noqa: PLC0415
+    import json  # noqa: PLC0415
+
+    sys.stdout.write(json.dumps(dataclasses.asdict(runtime), indent=2) + "\n")
+    return exits.OK

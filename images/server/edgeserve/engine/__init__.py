@@ -1,0 +1,1 @@
+"""The engine: what turns token ids into token ids, behind one protocol."""

@@ -1,0 +1,1 @@
+"""The HTTP interface: OpenAI's requests and answers over the scheduler."""

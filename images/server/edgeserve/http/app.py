@@ -1,0 +1,197 @@
+"""The routes: which request goes where, and what becomes of everything that can go wrong in between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from edgeserve.config import Runtime
+from edgeserve.http.body import BodyReader
+from edgeserve.http.errors import ApiError, not_serving
+from edgeserve.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
+from edgeserve.http.generate import Generator, Outcome
+from edgeserve.http.prompts import PromptMaker
+from edgeserve.http.schemas import parse_chat, parse_completion
+from edgeserve.http.shapes import ChatShape, CompletionShape
+from edgeserve.log import Log, described
+from edgeserve.scheduler import NotServingError, Scheduler, State
+
+_MODEL_PREFIX: Final = "/v1/models/"
+_QUIET: Final = frozenset({"/livez", "/readyz"})
+
+Handler = Callable[[Exchange, Outcome], Awaitable[None]]
+
+
+class App:
+    """The ASGI application; `open` is called once the engine is ready."""
+
+    def __init__(self, runtime: Runtime, scheduler: Scheduler, log: Log) -> None:
+        self._runtime = runtime
+        self._scheduler = scheduler
+        self._log = log
+        self._prompts: PromptMaker | None = None
+        self._ready_at = int(time.time())
+        limits = runtime.server.limits
+        self._bodies = BodyReader(body_bytes=limits.body_bytes, request_s=limits.request_s)
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/chat/completions": ("POST", self._chat),
+            "/v1/completions": ("POST", self._completion),
+            "/v1/models": ("GET", self._models),
+            _MODEL_PREFIX + runtime.model.name: ("GET", self._model),
+            "/livez": ("GET", self._livez),
+            "/readyz": ("GET", self._readyz),
+        }
+
+    def open(self) -> None:
+        """Prepare what needs the loaded model."""
+        self._prompts = PromptMaker(self._scheduler.engine, self._runtime.server.limits, self._log)
+        self._ready_at = int(time.time())
+
+    def close(self) -> None:
+        """End the thread that makes prompts."""
+        if self._prompts is not None:
+            self._prompts.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3.0, HTTP)."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
+        exchange, outcome, started = Exchange(scope, receive, send), Outcome(), time.monotonic()
+        try:
+            await self._dispatch(exchange, outcome)
+        except ApiError as error:
+            outcome.result = error.code or "invalid"
+            await self._refuse(exchange, error)
+        except ClientGoneError:
+            outcome.result = "client_gone"
+            exchange.abort()
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not reach the client in our words
+            outcome.result = "internal"
+            self._log.error("internal", path=exchange.path, **described(error))
+            await self._refuse(
+                exchange, ApiError(500, "Internal error.", kind="server_error", code="internal")
+            )
+        finally:
+            self._record(exchange, outcome, time.monotonic() - started)
+
+    async def _dispatch(self, exchange: Exchange, outcome: Outcome) -> None:
+        route = self._routes.get(exchange.path)
+        if route is None:
+            raise self._unknown_path(exchange.path)
+        method, handler = route
+        if exchange.method != method and not (exchange.method == "HEAD" and method == "GET"):
+            message = f"The method {exchange.method} is not allowed on {exchange.path}."
+            raise ApiError(405, message, code="method_not_allowed", headers={"allow": method})
+        outcome.result = "ok"
+        await handler(exchange, outcome)
+
+    def _unknown_path(self, path: str) -> ApiError:
+        if path.startswith(_MODEL_PREFIX):
+            wanted = ascii(path.removeprefix(_MODEL_PREFIX)[:100])
+            message = f"The model {wanted} does not exist; this server has '{self._runtime.model.name}'."
+            return ApiError(404, message, param="model", code="model_not_found")
+        return ApiError(404, f"There is no {path[:100]!a} here.", code="not_found")
+
+    async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+        if exchange.is_started:
+            exchange.abort()
+            return
+        await exchange.answer(error.status, error.document(), error.headers)
+
+    def _record(self, exchange: Exchange, outcome: Outcome, seconds: float) -> None:
+        if exchange.path in _QUIET and exchange.status < 400:
+            return
+        fields: dict[str, object] = {
+            "method": exchange.method,
+            "path": exchange.path[:200],
+            "status": exchange.status,
+            "outcome": outcome.result,
+            "seconds": seconds,
+        }
+        if outcome.end is not None:
+            end = outcome.end
+            fields |= {
+                "prompt_tokens": end.prompt_tokens,
+                "cached_tokens": end.cached_tokens,
+                "output_tokens": end.output_tokens,
+                "queued_s": end.queued_s,
+                "first_token_s": end.first_token_s,
+            }
+        self._log.info("request", **fields)
+
+    async def _chat(self, exchange: Exchange, outcome: Outcome) -> None:
+        deadline, prompts = self._begin()
+        document = await self._bodies.read_object(exchange)
+        call = parse_chat(document, limits=self._runtime.server.limits, model=self._runtime.model.name)
+        generation = call.generation
+        shape = ChatShape(
+            model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
+        )
+        await Generator(self._scheduler, prompts).answer(
+            exchange,
+            generation=generation,
+            make_prompt=lambda: prompts.for_chat(call),
+            shape=shape,
+            deadline=deadline,
+            outcome=outcome,
+        )
+
+    async def _completion(self, exchange: Exchange, outcome: Outcome) -> None:
+        deadline, prompts = self._begin()
+        document = await self._bodies.read_object(exchange)
+        call = parse_completion(document, limits=self._runtime.server.limits, model=self._runtime.model.name)
+        generation = call.generation
+        shape = CompletionShape(
+            model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
+        )
+        await Generator(self._scheduler, prompts).answer(
+            exchange,
+            generation=generation,
+            make_prompt=lambda: prompts.for_completion(call),
+            shape=shape,
+            deadline=deadline,
+            outcome=outcome,
+        )
+
+    def _begin(self) -> tuple[float, PromptMaker]:
+        """Start a request's clock; refuse it while there is no engine, before its body is read."""
+        if self._prompts is None or self._scheduler.state is not State.READY:
+            raise not_serving(NotServingError(self._scheduler.state))
+        return asyncio.get_running_loop().time() + self._runtime.server.limits.request_s, self._prompts
+
+    def _fingerprint(self) -> str:
+        """Name what a seed's result depends on besides the request."""
+        return f"{self._runtime.engine.name}-{self._scheduler.facts.cpu_variant}"
+
+    def _model_document(self) -> dict[str, object]:
+        document: dict[str, object] = {
+            "id": self._runtime.model.name,
+            "object": "model",
+            "created": self._ready_at,
+            "owned_by": "edgeserve",
+        }
+        return document
+
+    async def _models(self, exchange: Exchange, _outcome: Outcome) -> None:
+        await exchange.answer(200, {"object": "list", "data": [self._model_document()]})
+
+    async def _model(self, exchange: Exchange, _outcome: Outcome) -> None:
+        await exchange.answer(200, self._model_document())
+
+    async def _livez(self, exchange: Exchange, _outcome: Outcome) -> None:
+        await exchange.answer(200, {"status": "alive"})
+
+    async def _readyz(self, exchange: Exchange, _outcome: Outcome) -> None:
+        state = self._scheduler.state
+        if state is not State.READY or self._prompts is None:
+            waiting = State.LOADING if state is State.READY else state
+            await exchange.answer(503, {"status": waiting.value})
+            return
+        document = {
+            "status": state.value,
+            "model": self._runtime.model.name,
+            "cpu_variant": self._scheduler.facts.cpu_variant,
+        }
+        await exchange.answer(200, document)

@@ -1,0 +1,129 @@
+"""What answers look like: OpenAI's objects for chats and for completions, whole and in parts."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from edgeserve.answers import End
+from edgeserve.engine.protocol import FinishReason
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+class Shape(Protocol):
+    """Turns the outputs of the scheduler into documents."""
+
+    id: str
+
+    def opening(self) -> bytes:
+        """The parts of a stream that come before any text; may be empty."""
+
+    def part(self, text: str) -> bytes:
+        """More text in a stream."""
+
+    def closing(self, end: End) -> bytes:
+        """The last parts of a stream, without the final mark."""
+
+    def whole(self, text: str, end: End) -> dict[str, Any]:
+        """The answer in one document."""
+
+
+def encode_event(document: object) -> bytes:
+    """Write one server-sent event (HTML standard, 9.2.6); JSON has no line breaks of its own."""
+    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def usage_of(end: End) -> dict[str, Any]:
+    """Render the token counts."""
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.output_tokens,
+        "total_tokens": end.prompt_tokens + end.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": end.cached_tokens},
+    }
+
+
+class _Parts:
+    """What both kinds share; `wants_usage` adds `usage` to every part of a stream, as OpenAI does."""
+
+    def __init__(self, prefix: str, kind: str, *, model: str, fingerprint: str, wants_usage: bool) -> None:
+        self.id = f"{prefix}-{secrets.token_hex(12)}"
+        self._wants_usage = wants_usage
+        self._head: dict[str, Any] = {
+            "id": self.id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+
+    def _event(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
+        document = self._head | {"choices": choices}
+        if self._wants_usage:
+            document["usage"] = usage
+        return encode_event(document)
+
+    def _usage_event(self, end: End) -> bytes:
+        return self._event([], usage_of(end)) if self._wants_usage else b""
+
+
+class ChatShape(_Parts):
+    """`chat.completion` and `chat.completion.chunk`."""
+
+    def __init__(self, *, model: str, fingerprint: str, wants_usage: bool) -> None:
+        super().__init__(
+            "chatcmpl", "chat.completion.chunk", model=model, fingerprint=fingerprint, wants_usage=wants_usage
+        )
+
+    def _choice(self, delta: dict[str, Any], reason: FinishReason | None = None) -> dict[str, Any]:
+        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+    def opening(self) -> bytes:
+        """See `Shape`."""
+        return self._event([self._choice({"role": "assistant", "content": ""})])
+
+    def part(self, text: str) -> bytes:
+        """See `Shape`."""
+        return self._event([self._choice({"content": text})])
+
+    def closing(self, end: End) -> bytes:
+        """See `Shape`."""
+        return self._event([self._choice({}, end.reason)]) + self._usage_event(end)
+
+    def whole(self, text: str, end: End) -> dict[str, Any]:
+        """See `Shape`."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.reason}
+        return self._head | {"object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
+
+
+class CompletionShape(_Parts):
+    """`text_completion`, which is the same object whole and in parts."""
+
+    def __init__(self, *, model: str, fingerprint: str, wants_usage: bool) -> None:
+        super().__init__(
+            "cmpl", "text_completion", model=model, fingerprint=fingerprint, wants_usage=wants_usage
+        )
+
+    def _choice(self, text: str, reason: FinishReason | None = None) -> dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+    def opening(self) -> bytes:
+        """See `Shape`."""
+        return b""
+
+    def part(self, text: str) -> bytes:
+        """See `Shape`."""
+        return self._event([self._choice(text)])
+
+    def closing(self, end: End) -> bytes:
+        """See `Shape`."""
+        return self._event([self._choice("", end.reason)]) + self._usage_event(end)
+
+    def whole(self, text: str, end: End) -> dict[str, Any]:
+        """See `Shape`."""
+        return self._head | {"choices": [self._choice(text, end.reason)], "usage": usage_of(end)}

@@ -1,0 +1,245 @@
+"""Admission and delivery on the event loop: a bounded queue, answers as asynchronous iterators, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from typing import Final
+
+from edgeserve.answers import End, Fault, FaultKind, Output, Text
+from edgeserve.engine.protocol import Engine, ModelFacts, Request
+from edgeserve.log import Log
+from edgeserve.worker import Delivery, Job, Worker
+
+_LONGEST_RETRY_S: Final = 60
+_WEIGHT_OF_NEWEST: Final = 0.2
+
+
+class State(StrEnum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class QueueFullError(Exception):
+    """No place is left; `retry_after_s` is when one may be."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"queue full, retry after {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class NotServingError(Exception):
+    """The engine is still loading, has failed, or the server is stopping."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state.value)
+        self.state = state
+
+
+class Place:
+    """A place in the queue, held from before the prompt is prepared until the engine is done with the request."""
+
+    __slots__ = ("_free", "_is_held")
+
+    def __init__(self, free: Callable[[], None]) -> None:
+        self._free = free
+        self._is_held = True
+
+    def release(self) -> None:
+        """Give the place back; a second time does nothing."""
+        if self._is_held:
+            self._is_held = False
+            self._free()
+
+
+class _Mailbox:
+    """The outputs of one request that nobody has taken yet: at most its output tokens, so no reader holds up the engine."""
+
+    __slots__ = ("is_over", "outputs", "wake")
+
+    def __init__(self) -> None:
+        self.outputs: deque[Output] = deque()
+        self.wake = asyncio.Event()
+        self.is_over = False
+
+    def put(self, output: Output) -> None:
+        self.outputs.append(output)
+        self.is_over = self.is_over or not isinstance(output, Text)
+        self.wake.set()
+
+
+class Scheduler:
+    """Runs one engine for any number of clients; all methods but the `Listener`'s are for the event loop.
+
+    `on_change` is called there whenever `state` changes.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        *,
+        slots: int,
+        queue: int,
+        log: Log,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._slots, self._places = slots, slots + queue
+        self._taken = 0
+        self._service_s = 1.0
+        self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._worker = Worker(make_engine, slots=slots, log=log, listener=self)
+        self._engine: Engine | None = None
+        self._is_aborted = False
+        self.state = State.LOADING
+        self.failure = ""
+
+    def start(self) -> None:
+        """Load the engine in its own thread; `state` becomes READY after a first token, or FAILED."""
+        self._worker.start()
+
+    @property
+    def engine(self) -> Engine:
+        """The loaded engine, for `facts` and `tokenize` only.
+
+        Raises:
+            NotServingError: It is not loaded.
+        """
+        if self._engine is None:
+            raise NotServingError(self.state)
+        return self._engine
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The loaded model."""
+        return self.engine.facts
+
+    @property
+    def queued(self) -> int:
+        """Requests beyond those that the slots can take."""
+        return max(0, self._taken - self._slots)
+
+    def reserve(self) -> Place:
+        """Take a place in the queue.
+
+        Raises:
+            QueueFullError: All are taken.
+            NotServingError: Requests are not served now.
+        """
+        if self.state is not State.READY:
+            raise NotServingError(self.state)
+        if self._taken >= self._places:
+            rounds = (self.queued + 1) / self._slots
+            raise QueueFullError(min(_LONGEST_RETRY_S, max(1, math.ceil(rounds * self._service_s))))
+        self._taken += 1
+        return Place(self._free_place)
+
+    def _free_place(self) -> None:
+        self._taken -= 1
+
+    async def generate(
+        self, request: Request, *, stops: Sequence[str], place: Place, deadline: float
+    ) -> AsyncGenerator[Output, None]:
+        """Hand a request over and yield its answer as it grows; the last output is an `End` or a `Fault`.
+
+        Closing the iterator early cancels the request, which frees its slot before the next forward pass.
+
+        Args:
+            request: A request that fits the context, with an id of its own.
+            stops: Texts that end the answer and are not part of it.
+            place: Given back when the engine is done with the request.
+            deadline: Event loop time after which the answer is a `Fault`.
+        """
+        if self._is_aborted or self.state is State.FAILED:
+            yield Fault(kind=FaultKind.SHUTTING_DOWN)
+            return
+        box = _Mailbox()
+        self._worker.hand_over(Job(request, stops=stops, deliver=box.put))
+        try:
+            while True:
+                while box.outputs:
+                    output = box.outputs.popleft()
+                    if isinstance(output, Text):
+                        yield output
+                        continue
+                    place.release()
+                    self._learn(output)
+                    yield output
+                    return
+                box.wake.clear()
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await box.wake.wait()
+                except TimeoutError:
+                    yield Fault(kind=FaultKind.DEADLINE)
+                    return
+        finally:
+            place.release()
+            if not box.is_over:
+                self._worker.cancel(request.id)
+
+    def _learn(self, output: End | Fault) -> None:
+        """Remember how long requests take, to tell those who find the queue full when to come back."""
+        if isinstance(output, End):
+            self._service_s += _WEIGHT_OF_NEWEST * (output.total_s - output.queued_s - self._service_s)
+
+    def stop_admitting(self) -> None:
+        """Refuse new requests from now on; those admitted go on."""
+        if self.state is not State.FAILED:
+            self._become(State.STOPPING)
+
+    def abort(self) -> None:
+        """End every request with a `Fault`, also those that are handed over later."""
+        self._is_aborted = True
+        self._worker.abort()
+
+    def close(self, timeout_s: float) -> bool:
+        """End the engine's thread and free the engine; may be called from any thread.
+
+        Returns:
+            Whether it ended in time.
+        """
+        return self._worker.close(timeout_s)
+
+    def on_open(self, engine: Engine) -> None:
+        """See `Listener`."""
+        self._post(self._open, engine)
+
+    def on_outputs(self, deliveries: Sequence[Delivery]) -> None:
+        """See `Listener`."""
+        self._post(_deliver, deliveries)
+
+    def on_failure(self, message: str) -> None:
+        """See `Listener`."""
+        self._post(self._fail, message)
+
+    def _post(self, call: Callable[..., None], *args: object) -> None:
+        """Have the event loop make a call; a loop that is closed has nobody left to tell."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _open(self, engine: Engine) -> None:
+        self._engine = engine
+        if self.state is State.LOADING:
+            self._become(State.READY)
+
+    def _fail(self, message: str) -> None:
+        self.failure = message
+        self._become(State.FAILED)
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        self._on_change()
+
+
+def _deliver(deliveries: Sequence[Delivery]) -> None:
+    for job, output in deliveries:
+        job.deliver(output)

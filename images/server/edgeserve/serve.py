@@ -1,0 +1,162 @@
+"""`edgeserve serve`: puts configuration, engine, scheduler and HTTP together, and takes them apart again.
+
+1. Bind the socket, so that a wrong address fails before the model is read.
+2. Start loading the model in the engine's thread; answer /livez and /readyz meanwhile.
+3. On SIGTERM or SIGINT: admit nothing new, let running requests finish for `drain_s`, cut off the rest, exit with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from typing import Final
+
+from edgeserve import __version__, exits
+from edgeserve.config import Runtime
+from edgeserve.engine.llama import LlamaEngine
+from edgeserve.engine.protocol import Engine
+from edgeserve.http.app import App
+from edgeserve.http.server import EdgeServer, listen, make_server
+from edgeserve.log import Log, bridge_logging
+from edgeserve.scheduler import Scheduler, State
+
+# After the running requests are cut off: to send their last bytes, and for the forward pass in progress.
+_LAST_BYTES_S: Final = 1.0
+_LAST_PASS_S: Final = 2.0
+
+
+class Service:
+    """One run of the server."""
+
+    def __init__(self, runtime: Runtime, log: Log) -> None:
+        self._runtime = runtime
+        self._log = log
+        self._started = time.monotonic()
+        self._code = exits.OK
+        self._signals = 0
+        self._scheduler = Scheduler(
+            self._make_engine,
+            slots=runtime.engine.slots,
+            queue=runtime.server.limits.queue,
+            log=log,
+            on_change=self._on_change,
+        )
+        self._app = App(runtime, self._scheduler, log)
+        self._server: EdgeServer = make_server(
+            self._app, shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S
+        )
+
+    async def run(self) -> int:
+        """Serve until a signal or a failure.
+
+        Returns:
+            The exit code.
+        """
+        settings = self._runtime.server
+        try:
+            listener = listen(settings.host, settings.port)
+        except OSError as error:
+            self._log.error(
+                "listen", host=settings.host, port=settings.port, problem=error.strerror or str(error)
+            )
+            return exits.LISTEN
+        self._log_start(listener.getsockname()[1])
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        self._scheduler.start()
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            self._server.abort_connections()
+            self._app.close()
+        is_over = await asyncio.to_thread(self._scheduler.close, _LAST_PASS_S)
+        self._log.info("stopped", code=self._code, seconds=time.monotonic() - self._started)
+        if not is_over:
+            # The thread is inside a forward pass, which nothing can interrupt; the process can end without it.
+            os._exit(self._code)
+        return self._code
+
+    def _make_engine(self) -> Engine:
+        return LlamaEngine(self._runtime.model.files, self._runtime.engine, self._log)
+
+    def _on_change(self) -> None:
+        state = self._scheduler.state
+        if state is State.READY:
+            self._app.open()
+            self._log_ready()
+        elif state is State.FAILED:
+            self._log.error("engine-failed", problem=self._scheduler.failure)
+            self._code = exits.ENGINE
+            self._server.should_exit = True
+
+    def _on_signal(self, number: int) -> None:
+        self._signals += 1
+        self._log.info("signal", name=signal.Signals(number).name)
+        if self._signals > 1:
+            self._scheduler.abort()
+            return
+        self._scheduler.stop_admitting()
+        self._server.should_exit = True
+        asyncio.get_running_loop().call_later(self._runtime.server.drain_s, self._scheduler.abort)
+
+    def _log_start(self, port: int) -> None:
+        runtime, limits = self._runtime, self._runtime.server.limits
+        self._log.info(
+            "start",
+            version=__version__,
+            python=".".join(map(str, sys.version_info[:3])),
+            profile=runtime.profile or "none",
+            model=runtime.model.name,
+            file=runtime.model.files[0],
+            host=runtime.server.host,
+            port=port,
+        )
+        self._log.info(
+            "limits",
+            body_bytes=limits.body_bytes,
+            prompt_tokens=limits.prompt_tokens,
+            output_tokens=limits.output_tokens,
+            request_s=limits.request_s,
+            queue=limits.queue,
+        )
+        self._log.warning(
+            "access", tls="off", keys="off", note="anyone who reaches this port can use the model"
+        )
+
+    def _log_ready(self) -> None:
+        facts, expected = self._scheduler.facts, self._runtime.engine.cpu_variant
+        if expected and expected != facts.cpu_variant:
+            self._log.warning("cpu-variant", expected=expected, loaded=facts.cpu_variant)
+        if facts.context_tokens > facts.trained_context_tokens > 0:
+            self._log.warning(
+                "context", tokens=facts.context_tokens, trained_tokens=facts.trained_context_tokens
+            )
+        self._log.info(
+            "ready",
+            model=self._runtime.model.name,
+            description=facts.description,
+            cpu_variant=facts.cpu_variant,
+            context_tokens=facts.context_tokens,
+            slots=facts.slots,
+            threads=facts.threads,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+def serve(runtime: Runtime) -> int:
+    """Run the server until it is told to stop.
+
+    Returns:
+        The exit code.
+    """
+    log = Log()
+    bridge_logging(log)
+    return asyncio.run(_serve(runtime, log))
+
+
+async def _serve(runtime: Runtime, log: Log) -> int:
+    return await Service(runtime, log).run()

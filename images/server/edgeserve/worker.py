@@ -1,0 +1,250 @@
+"""The engine's thread: takes requests from an inbox, runs forward passes, turns tokens into text.
+
+Everything here except the methods marked "any thread" runs in the worker's own thread, which owns the engine. Neither
+side waits for the other while it holds the lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from edgeserve.answers import End, Fault, FaultKind, Output, Text
+from edgeserve.engine.detokenize import TextAssembler
+from edgeserve.engine.protocol import (
+    Engine,
+    EngineError,
+    Event,
+    Finish,
+    FinishReason,
+    Request,
+    Sampling,
+    Token,
+)
+from edgeserve.log import Log, described
+
+_WARM_UP: Final = "warm-up"
+
+
+class Job:
+    """A request and what the worker knows of it; `deliver` belongs to whoever handed it over."""
+
+    __slots__ = ("assembler", "deliver", "first_token_at", "request", "started_at", "submitted_at")
+
+    def __init__(self, request: Request, *, stops: Sequence[str], deliver: Callable[[Output], None]) -> None:
+        self.request = request
+        self.assembler = TextAssembler(stops)
+        self.deliver = deliver
+        self.submitted_at = time.monotonic()
+        self.started_at = self.first_token_at = 0.0
+
+
+Delivery = tuple[Job, Output]
+
+
+class Listener(Protocol):
+    """Who hears of the worker; called in the worker's thread, so it must hand the news over and return."""
+
+    def on_open(self, engine: Engine) -> None:
+        """The engine is loaded and has generated a token."""
+
+    def on_outputs(self, deliveries: Sequence[Delivery]) -> None:
+        """One forward pass is done."""
+
+    def on_failure(self, message: str) -> None:
+        """The engine does not load or is broken; the thread ends."""
+
+
+class Worker:
+    """One engine in one thread."""
+
+    def __init__(
+        self, make_engine: Callable[[], Engine], *, slots: int, log: Log, listener: Listener
+    ) -> None:
+        self._make_engine = make_engine
+        self._slots = slots
+        self._log = log
+        self._listener = listener
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # Guarded by the condition.
+        self._inbox = threading.Condition()
+        self._arrived: deque[Job] = deque()
+        self._cancelled: set[str] = set()
+        self._is_aborting = self._is_closing = False
+        # The thread's own.
+        self._waiting: deque[Job] = deque()
+        self._running: dict[str, Job] = {}
+
+    def start(self) -> None:
+        """Start the thread, which loads the engine first."""
+        self._thread.start()
+
+    def hand_over(self, job: Job) -> None:
+        """Give a request to the worker, from any thread."""
+        with self._inbox:
+            self._arrived.append(job)
+            self._inbox.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request before the next forward pass, from any thread; nothing more is delivered for it."""
+        with self._inbox:
+            self._cancelled.add(request_id)
+            self._inbox.notify()
+
+    def abort(self) -> None:
+        """End every request with a `Fault`, from any thread."""
+        with self._inbox:
+            self._is_aborting = True
+            self._inbox.notify()
+
+    def close(self, timeout_s: float) -> bool:
+        """End the thread and free the engine, from any thread.
+
+        Returns:
+            Whether it ended in time; a forward pass cannot be interrupted.
+        """
+        with self._inbox:
+            self._is_aborting = self._is_closing = True
+            self._inbox.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        engine: Engine | None = None
+        try:
+            engine = self._make_engine()
+            _warm_up(engine)
+            self._listener.on_open(engine)
+            while self._turn(engine):
+                pass
+        except EngineError as error:
+            self._give_up(str(error))
+        except Exception as error:  # noqa: BLE001 - the thread's last resort: whoever waits must hear of it
+            fields = described(error)
+            self._log.error("engine-thread", **fields)
+            self._give_up(f"unexpected {fields['exception']} at {fields['at']}")
+        finally:
+            if engine is not None:
+                engine.close()
+
+    def _turn(self, engine: Engine) -> bool:
+        """Take what arrived, admit, run one pass, deliver; False when the thread shall end."""
+        with self._inbox:
+            while not (
+                self._arrived or self._cancelled or self._is_aborting or self._running or self._waiting
+            ):
+                self._inbox.wait()
+            self._waiting.extend(self._arrived)
+            self._arrived.clear()
+            cancelled, self._cancelled = self._cancelled, set()
+            is_aborting, is_closing = self._is_aborting, self._is_closing
+            self._is_aborting = False
+        deliveries: list[Delivery] = []
+        self._drop(engine, cancelled)
+        if is_aborting:
+            self._abort(engine, deliveries)
+        if not is_closing:
+            self._admit(engine, deliveries)
+            for event in engine.step():
+                self._take(engine, event, deliveries)
+        if deliveries:
+            self._listener.on_outputs(deliveries)
+        return not is_closing
+
+    def _drop(self, engine: Engine, cancelled: set[str]) -> None:
+        if not cancelled:
+            return
+        self._waiting = deque(job for job in self._waiting if job.request.id not in cancelled)
+        for request_id in cancelled:
+            if self._running.pop(request_id, None) is not None:
+                engine.cancel(request_id)
+
+    def _abort(self, engine: Engine, deliveries: list[Delivery]) -> None:
+        for request_id in self._running:
+            engine.cancel(request_id)
+        fault = Fault(kind=FaultKind.SHUTTING_DOWN)
+        deliveries.extend((job, fault) for job in (*self._running.values(), *self._waiting))
+        self._running.clear()
+        self._waiting.clear()
+
+    def _admit(self, engine: Engine, deliveries: list[Delivery]) -> None:
+        while self._waiting and len(self._running) < self._slots:
+            job = self._waiting.popleft()
+            job.started_at = time.monotonic()
+            try:
+                engine.submit(job.request)
+            except EngineError as error:
+                self._log.error("submit", problem=str(error))
+                deliveries.append((job, Fault(kind=FaultKind.ENGINE)))
+            else:
+                self._running[job.request.id] = job
+
+    def _take(self, engine: Engine, event: Event, deliveries: list[Delivery]) -> None:
+        job = self._running.get(event.request_id)
+        if job is None:
+            return
+        if isinstance(event, Finish):
+            rest = job.assembler.finish()
+            if rest:
+                deliveries.append((job, Text(text=rest)))
+            self._end(job, event, deliveries)
+            return
+        _take_token(job, event, deliveries)
+        if job.assembler.is_stopped:
+            # None where this very token was the last one allowed: its `Finish` follows.
+            finish = engine.cancel(event.request_id)
+            if finish is not None:
+                self._end(job, finish, deliveries)
+
+    def _end(self, job: Job, finish: Finish, deliveries: list[Delivery]) -> None:
+        del self._running[finish.request_id]
+        if finish.reason is FinishReason.FAILED:
+            deliveries.append((job, Fault(kind=FaultKind.ENGINE)))
+            return
+        now, since = time.monotonic(), job.submitted_at
+        end = End(
+            reason=FinishReason.STOP if job.assembler.is_stopped else finish.reason,
+            prompt_tokens=finish.prompt_tokens,
+            cached_tokens=finish.cached_tokens,
+            output_tokens=finish.output_tokens,
+            queued_s=job.started_at - since,
+            first_token_s=(job.first_token_at or now) - since,
+            total_s=now - since,
+        )
+        deliveries.append((job, end))
+
+    def _give_up(self, message: str) -> None:
+        with self._inbox:
+            jobs = (*self._running.values(), *self._waiting, *self._arrived)
+            self._arrived.clear()
+        self._running.clear()
+        self._waiting.clear()
+        self._listener.on_failure(message)
+        self._listener.on_outputs(tuple((job, Fault(kind=FaultKind.ENGINE)) for job in jobs))
+
+
+def _take_token(job: Job, event: Token, deliveries: list[Delivery]) -> None:
+    job.first_token_at = job.first_token_at or time.monotonic()
+    text = job.assembler.feed(event.piece)
+    if text:
+        deliveries.append((job, Text(text=text)))
+
+
+def _warm_up(engine: Engine) -> None:
+    """Generate one token, so that ready means that the whole path works.
+
+    Raises:
+        EngineError: It does not.
+    """
+    facts = engine.facts
+    prompt = (facts.bos_token,) if facts.bos_token is not None else engine.tokenize("a", special=False)
+    engine.submit(Request(id=_WARM_UP, prompt=prompt, output_tokens=1, sampling=Sampling(temperature=0.0)))
+    while True:
+        for event in engine.step():
+            if isinstance(event, Finish):
+                if event.reason is FinishReason.FAILED:
+                    raise EngineError("the first forward pass failed")
+                return
