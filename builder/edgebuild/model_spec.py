@@ -171,7 +171,7 @@ class _Facts:
 
     def _bounded(self, key: str, value: int) -> int:
         # Larger than any dimension of any model; keeps the arithmetic of planning in a sane range.
-        if not 0 <= value < 2**31 or (key == "block_count" and value > 4096):
+        if not 0 <= value < 2**31 or (key.endswith("block_count") and value > 4096):
             raise self._unusable(f"{key} is {value}")
         return value
 

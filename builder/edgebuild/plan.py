@@ -176,6 +176,7 @@ def make_labels(plan: BuildPlan, *, model_digest: Digest) -> dict[str, str]:
         "dev.edgebuild.accelerator": profile.accelerator if plan.accelerated else "none",
         "dev.edgebuild.cpu.variants": ",".join(CPU_VARIANTS[profile.oci_platform.architecture]),
         "dev.edgebuild.cpu.expected": profile.cpu.variant,
+        "dev.edgebuild.cpu.model": profile.cpu.model,
         "dev.edgebuild.memory.need_bytes": str(plan.fit.need_bytes),
         "dev.edgebuild.memory.budget_bytes": str(plan.fit.budget_bytes),
         "dev.edgebuild.context_tokens": str(plan.fit.context_tokens),

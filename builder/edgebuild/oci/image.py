@@ -1,5 +1,6 @@
 """Images of one platform: config and manifest, made once and known by their bytes."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,6 +82,11 @@ class Image:
             annotations={media.PROFILE_ANNOTATION: self.profile},
             platform=self.platform,
         )
+
+    def labels(self) -> Mapping[str, str]:
+        """Read the labels of the config; empty when it has none."""
+        labels = json.loads(self.config).get("config", {}).get("Labels") or {}
+        return {str(name): str(value) for name, value in labels.items()}
 
     def blobs(self) -> Mapping[Digest, Blob]:
         """Everything the manifest points at, by digest."""

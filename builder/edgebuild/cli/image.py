@@ -1,0 +1,204 @@
+"""`edgebuild image`: the whole way from profile and model to a signed image."""
+
+import shlex
+from pathlib import Path
+
+import click
+
+from edgebuild.artifacts.store import Store
+from edgebuild.cli.fit import render_fit
+from edgebuild.cli.options import Session, common_options
+from edgebuild.cli.passwords import load_key, password_option
+from edgebuild.cli.report import build_document, render_build
+from edgebuild.errors import PlanError, UsageError
+from edgebuild.fit import estimate_quantized, make_fit, planned_quantization
+from edgebuild.locking import LockOptions
+from edgebuild.model.source import ModelFile, load_model
+from edgebuild.oci.layout import read_layout
+from edgebuild.oci.reference import Reference
+from edgebuild.pipeline import BuildResult, Context, ImageRequest, build_images
+from edgebuild.profile import QUANTIZATIONS, DeviceProfile, load_profile
+from edgebuild.registry.copy import push_layout
+
+
+@click.command(name="image")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    required=True,
+    metavar="NAME|FILE",
+    help="Device profile; several make one index.",
+)
+@click.option("--model", default="demo", show_default=True, metavar="FILE.gguf", help="Model to bake in.")
+@click.option(
+    "--quantization",
+    type=click.Choice(QUANTIZATIONS, case_sensitive=False),
+    help="Type of the weights, instead of the profile's.",
+)
+@click.option("--output", metavar="DIR", help="Folder of the OCI layout. [default: build]")
+@click.option("--no-layout", is_flag=True, help="With --push: write to the registry only.")
+@click.option(
+    "--tag", "reference", metavar="HOST/REPO:TAG", help="Name of the image; profiles are TAG-<profile>."
+)
+@click.option("--push", is_flag=True, help="Push to the registry that --tag names.")
+@click.option("--sign", "key", metavar="KEY", help="Sign with this private key.")
+@password_option
+@click.option(
+    "--engine",
+    type=click.Choice(("auto", "native")),
+    default="auto",
+    show_default=True,
+    help="How the recipes are run.",
+)
+@click.option("--no-test", is_flag=True, help="Leave the smoke test out.")
+@click.option(
+    "--lock",
+    "lock_file",
+    default="edgebuild.lock",
+    show_default=True,
+    metavar="FILE",
+    help="Lock file: the packages that go in.",
+)
+@click.option("--locked", is_flag=True, help="Refuse anything that the lock file does not hold.")
+@click.option("--update-lock", is_flag=True, help="Take the current packages, whatever the lock file holds.")
+@click.option("--mirror", metavar="URL", help="Debian mirror, instead of the one that apt uses.")
+@common_options
+def command(
+    session: Session,
+    profiles: tuple[str, ...],
+    model: str,
+    quantization: str | None,
+    output: str | None,
+    no_layout: bool,
+    reference: str | None,
+    push: bool,
+    key: str | None,
+    password_file: str | None,
+    engine: str,
+    no_test: bool,
+    lock_file: str,
+    locked: bool,
+    update_lock: bool,
+    mirror: str | None,
+) -> None:
+    """Build a signed image for one or more devices.
+
+    Reads the profiles, quantises the model to fit, puts one image per profile together, checks that each runs and
+    answers, and writes them as an OCI layout or to a registry.
+    """
+    host = session.host
+    target = _target(reference, push=push)
+    _refuse_nonsense(no_layout=no_layout, output=output, push=push, locked=locked, update_lock=update_lock)
+    signer = load_key(key, password_file, session=session)
+    loaded = _load_profiles(profiles, session)
+    found = load_model(model, working_directory=host.working_directory)
+    layout = None if no_layout else host.path(output or "build")
+    request = ImageRequest(
+        profiles=loaded,
+        model=found,
+        quantization=quantization,
+        output=layout,
+        reference=target,
+        push=push,
+        lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirror=mirror),
+        is_tested=not no_test,
+        key=signer,
+        key_name=Path(key).name if key else "",
+        engine=engine,
+    )
+    _show_fit(found, request, session)
+    store = Store(host.cache_directory, progress=session.progress)
+    result = build_images(request, Context(host=host, store=store, progress=session.progress))
+    if push and layout is not None and target is not None:
+        push_layout(read_layout(layout), target, environment=host.environment, progress=session.progress)
+    session.give(build_document(result, request))
+    session.say(render_build(result, request))
+    session.say(_next_steps(result, request, key))
+
+
+def _target(reference: str | None, *, push: bool) -> Reference | None:
+    if reference is None:
+        if push:
+            raise UsageError("--push needs a name to push to", hint="add --tag HOST/REPO:TAG")
+        return None
+    target = Reference.parse(reference)
+    if target.digest is not None:
+        raise UsageError(
+            f"--tag {reference} has a digest", hint="the digest comes out of the build; give HOST/REPO:TAG"
+        )
+    return target if target.tag else target.with_tag("latest")
+
+
+def _refuse_nonsense(
+    *, no_layout: bool, output: str | None, push: bool, locked: bool, update_lock: bool
+) -> None:
+    if no_layout and not push:
+        raise UsageError(
+            "--no-layout without --push would leave nothing",
+            hint="add --push and --tag, or leave --no-layout out",
+        )
+    if no_layout and output is not None:
+        raise UsageError("--no-layout and --output contradict each other", hint="leave one of them out")
+    if locked and update_lock:
+        raise UsageError("--locked and --update-lock contradict each other", hint="leave one of them out")
+
+
+def _load_profiles(names: tuple[str, ...], session: Session) -> tuple[DeviceProfile, ...]:
+    loaded = tuple(load_profile(name, working_directory=session.host.working_directory) for name in names)
+    seen: set[str] = set()
+    for profile in loaded:
+        if profile.name in seen:
+            raise UsageError(
+                f"profile {profile.name} is given twice", hint="each profile makes one image; give it once"
+            )
+        seen.add(profile.name)
+    return loaded
+
+
+def _show_fit(model: ModelFile, request: ImageRequest, session: Session) -> None:
+    """Show the arithmetic of what does not fit, before the refusal."""
+    for profile in request.profiles:
+        try:
+            wanted = planned_quantization(model.spec, profile, override=request.quantization)
+        except PlanError:
+            return  # the build says it, with its hint
+        fit = make_fit(
+            estimate_quantized(model.spec, wanted), profile, is_estimate=wanted != model.spec.quantization
+        )
+        if fit.refusal and not session.quiet:
+            click.echo(render_fit(fit, model_name=model.spec.name), err=True)
+
+
+def _next_steps(result: BuildResult, request: ImageRequest, key: str | None) -> str:
+    first = result.images[0]
+    profile, port = first.image.profile, first.plan.profile.server.port
+    run = f"docker run --rm --read-only -p {port}:{port}"
+    public = shlex.quote(str(Path(key).with_suffix(".pub"))) if key else ""
+    lines = ["", "Next:"]
+    if request.output is not None:
+        layout = shlex.quote(_shown(request.output))
+        name = f"{first.plan.model.name.lower()}:{profile}"
+        lines.append(
+            f"  run      edgebuild archive {layout} --profile {profile} | docker load && {run} {name}"
+        )
+        if key:
+            lines.append(f"  verify   edgebuild verify {layout} --key {public}")
+        if not request.push:
+            lines.append(
+                f"  push     edgebuild push {layout} registry.example.com/acme/{first.plan.model.name.lower()}:1.0"
+                + (f" --sign {shlex.quote(key)}" if key else "")
+            )
+    if request.push and request.reference is not None:
+        lines.append(f"  run      {run} {request.reference}-{profile}")
+        if key:
+            lines.append(f"  verify   edgebuild verify {request.reference} --key {public}")
+    return "\n".join(lines)
+
+
+def _shown(path: Path) -> str:
+    """Show a path as short as it can be written from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

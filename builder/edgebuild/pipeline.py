@@ -1,0 +1,340 @@
+"""From profiles and a model to images: the only place where the steps are put together.
+
+    profiles, model ──▶ (1) fit ──▶ (2) lock ──▶ (3) quantise ──▶ (4) plan ──▶ (5) layers ──▶ (6) images ──▶ (7) check, smoke test
+                    ──▶ (8) index ──▶ (9) sign ──▶ (10) tags
+
+Nothing has a name before the last step, so whatever fails leaves the layout and the registry's tags as they were.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebuild import __version__
+from edgebuild.artifacts.store import Store
+from edgebuild.contents import make_contents
+from edgebuild.engine.native import NativeEngine
+from edgebuild.errors import UsageError
+from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
+from edgebuild.host import Host
+from edgebuild.locking import LockOptions, settle_lock
+from edgebuild.model.quantize import quantize
+from edgebuild.model.source import ModelFile
+from edgebuild.oci.blob import Blob
+from edgebuild.oci.digest import Digest
+from edgebuild.oci.image import Image, make_image, rfc3339
+from edgebuild.oci.index import Index, make_index
+from edgebuild.oci.layer import Layer, Role
+from edgebuild.oci.layout import LayoutSink
+from edgebuild.oci.platform import Platform
+from edgebuild.oci.reference import Reference
+from edgebuild.oci.referrers import SignatureSink
+from edgebuild.oci.tar import bytes_layer, model_tar
+from edgebuild.plan import (
+    ARTIFACTS,
+    VERSION_EPOCH_S,
+    BuildPlan,
+    ModelOrigin,
+    make_labels,
+    make_plan,
+    make_run,
+    notes,
+)
+from edgebuild.profile import DeviceProfile
+from edgebuild.progress import Progress
+from edgebuild.registry.push import open_sink
+from edgebuild.signing.keys import SigningKey
+from edgebuild.signing.sign import sign_image
+from edgebuild.smoke import SmokeResult, smoke_test
+from edgebuild.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """What `edgebuild image` was asked for.
+
+    Attributes:
+        profiles: Devices; at least one, no two of one name.
+        model: The model.
+        quantization: Type asked for, or None for each profile's own.
+        output: Folder of the layout, or None to write to the registry only.
+        reference: What the index is called, with a tag, or None.
+        push: Whether it goes to the registry that `reference` names.
+        lock: How packages are chosen.
+        is_tested: Whether every image is started and asked.
+        key: Signs, or None.
+        key_name: What the result calls the key: its file's name.
+        engine: "auto" or "native".
+    """
+
+    profiles: tuple[DeviceProfile, ...]
+    model: ModelFile
+    quantization: str | None
+    output: Path | None
+    reference: Reference | None
+    push: bool
+    lock: LockOptions
+    is_tested: bool
+    key: SigningKey | None
+    key_name: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """One image of the result.
+
+    Attributes:
+        image: The image.
+        plan: What it was made from.
+        engine: Engine that ran.
+        smoke: What the smoke test saw, or None when it was left out.
+        seconds: Seconds by step; a step that several images share counts for the first.
+    """
+
+    image: Image
+    plan: BuildPlan
+    engine: str
+    smoke: SmokeResult | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What was built.
+
+    Attributes:
+        index: The index.
+        images: Its images, in its order.
+    """
+
+    index: Index
+    images: tuple[BuiltImage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What every step works with: this machine, the store, and where progress goes."""
+
+    host: Host
+    store: Store
+    progress: Progress
+
+
+def build_images(request: ImageRequest, context: Context) -> BuildResult:
+    """Build, test, index, sign and name the images of a request.
+
+    Raises:
+        EdgebuildError: Whatever stood in the way; nothing was named.
+    """
+    # (1) Refuse what cannot fit before anything is downloaded or compiled.
+    wanted = {profile.name: _check_fit(request, profile) for profile in request.profiles}
+
+    # (2) Settle which packages go in.
+    platforms = tuple(dict.fromkeys(profile.oci_platform for profile in request.profiles))
+    watch = Stopwatch()
+    with watch.step("lock"):
+        lock = settle_lock(
+            request.lock,
+            platforms=_needed_platforms(request, context.host, platforms, wanted),
+            host=context.host,
+            store=context.store,
+            progress=context.progress,
+        )
+    engine = NativeEngine(lock=lock, store=context.store, host=context.host, progress=context.progress)
+    epoch_s = context.host.source_date_epoch_s or lock.epoch_s or VERSION_EPOCH_S
+
+    # (3, 4) Quantise each type once, then plan with the true sizes.
+    models: dict[str, ModelFile] = {}
+    plans: list[BuildPlan] = []
+    for profile in request.profiles:
+        target = wanted[profile.name]
+        with watch.step("quantize"):
+            if target not in models:
+                models[target] = _prepare(request.model, target, engine=engine, context=context)
+        plans.append(make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s))
+    plans.sort(key=lambda plan: plan.demand)
+    for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
+        context.progress.note(text)
+
+    with _open_sink(request, context) as sink:
+        # (5, 6, 7) Each image: layers, config, manifest; then it must run.
+        built = []
+        for plan in plans:
+            built.append(
+                _build_image(
+                    plan,
+                    models[plan.model.quantization],
+                    engine=engine,
+                    sink=sink,
+                    request=request,
+                    context=context,
+                    watch=watch,
+                )
+            )
+            watch = Stopwatch()
+
+        # (8) One index over all.
+        index = make_index(
+            tuple(item.image for item in built), annotations=_index_annotations(plans, epoch_s)
+        )
+        sink.put_manifest(index.raw, index.descriptor)
+
+        # (9) Signed before it has a name: nobody can pull it unsigned.
+        if request.key is not None:
+            references = () if request.reference is None else (request.reference,)
+            sign_image(sink, index.digest, request.key, references=references, epoch_s=epoch_s)
+
+        # (10) Names last.
+        for image in index.images:
+            if request.reference is not None:
+                sink.tag(image.descriptor, f"{request.reference.tag}-{image.profile}")
+        if request.reference is not None:
+            sink.tag(index.descriptor, request.reference.tag)
+    return BuildResult(index=index, images=tuple(built))
+
+
+def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:
+    """Decide the type of the weights for a profile and refuse what cannot fit; return the type."""
+    spec = request.model.spec
+    target = planned_quantization(spec, profile, override=request.quantization)
+    verify_fit(
+        make_fit(estimate_quantized(spec, target), profile, is_estimate=target != spec.quantization),
+        model_name=spec.name,
+    )
+    return target
+
+
+def _needed_platforms(
+    request: ImageRequest, host: Host, platforms: tuple[Platform, ...], wanted: Mapping[str, str]
+) -> tuple[Platform, ...]:
+    """Add this machine's platform where its own build of the engine quantises."""
+    if all(target == request.model.spec.quantization for target in wanted.values()):
+        return platforms
+    return tuple(dict.fromkeys((*platforms, Platform.of_machine(host.machine))))
+
+
+def _prepare(model: ModelFile, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:
+    if target == model.spec.quantization:
+        return model
+    library = engine.host_library()
+    return quantize(
+        model,
+        target,
+        source_digest=context.store.file_digest(model.path, progress=context.progress),
+        library=library.tree,
+        library_key=library.key,
+        store=context.store,
+        host=context.host,
+        progress=context.progress,
+    )
+
+
+def _origin(model: ModelFile, target: str) -> ModelOrigin:
+    is_same = target == model.spec.quantization
+    return ModelOrigin(
+        source=model.path.name,
+        source_quantization=model.spec.quantization,
+        quantized_by="" if is_same else f"llama_model_quantize {target}",
+    )
+
+
+def _build_image(
+    plan: BuildPlan,
+    model: ModelFile,
+    *,
+    engine: NativeEngine,
+    sink: SignatureSink,
+    request: ImageRequest,
+    context: Context,
+    watch: Stopwatch,
+) -> BuiltImage:
+    platform = plan.profile.oci_platform
+    layers: list[Layer] = []
+    framed = model_tar(model.path, plan.model.file_name)
+    for role in plan.layers:
+        with watch.step(role.value):
+            if role is Role.MODEL:
+                layer = framed.layer(
+                    sink.put_blob(framed.blob, digest=None, title=f"model {plan.model.file_name}")
+                )
+            elif role is Role.CONFIG:
+                contents = make_contents(
+                    plan, model_digest=layers[0].diff_id, before=framed.before, after=framed.after
+                )
+                layer = bytes_layer(contents, role=role)
+            else:
+                layer = engine.layer(role, platform)
+            if role is not Role.MODEL:
+                sink.put_blob(layer.blob, digest=layer.digest, title=f"{role} for {platform}")
+        layers.append(layer)
+    model_digest = layers[0].diff_id
+    image = make_image(
+        profile=plan.profile.name,
+        platform=platform,
+        layers=tuple(layers),
+        run=make_run(plan, model_digest=model_digest),
+        annotations=make_labels(plan, model_digest=model_digest),
+        epoch_s=plan.epoch_s,
+    )
+    smoke = None
+    if request.is_tested:
+        with watch.step("smoke"):
+            smoke = run_smoke_test(image, plan.profile, engine=engine, context=context)
+    sink.put_blob(Blob.of_bytes(image.config), digest=image.config_digest, title="config")
+    sink.put_manifest(image.manifest, image.descriptor)
+    return BuiltImage(image=image, plan=plan, engine=engine.name, smoke=smoke, seconds=watch.seconds())
+
+
+def run_smoke_test(
+    image: Image, profile: DeviceProfile, *, engine: NativeEngine, context: Context
+) -> SmokeResult:
+    """Start one image on its profile's processor model and ask it a question."""
+    return smoke_test(
+        image,
+        cpu_model=profile.cpu.model,
+        cpu_variant=profile.cpu.variant,
+        qemu=engine.emulator(image.platform),
+        scratch=context.store.scratch(),
+        host=context.host,
+        progress=context.progress,
+    )
+
+
+@contextmanager
+def _open_sink(request: ImageRequest, context: Context) -> Iterator[SignatureSink]:
+    if request.output is not None:
+        with LayoutSink(
+            request.output, progress=context.progress, seals=context.store, reference=request.reference
+        ) as layout:
+            yield layout
+        return
+    if request.reference is None:
+        raise UsageError("nowhere to write to", hint="give --output DIR, or --push with --tag")
+    with open_sink(
+        request.reference, environment=context.host.environment, progress=context.progress
+    ) as registry:
+        registry.check_access()
+        yield registry
+
+
+def _index_annotations(plans: list[BuildPlan], epoch_s: int) -> dict[str, str]:
+    names = ", ".join(plan.profile.name for plan in plans)
+    return {
+        "org.opencontainers.image.created": rfc3339(epoch_s),
+        "org.opencontainers.image.title": f"{plans[0].model.name} for {names}",
+        "dev.edgebuild.version": __version__,
+    }
+
+
+__all__ = [
+    "ARTIFACTS",
+    "BuildResult",
+    "BuiltImage",
+    "Context",
+    "Digest",
+    "ImageRequest",
+    "build_images",
+    "run_smoke_test",
+]

@@ -1,0 +1,157 @@
+"""The structure holds: who imports whom, what no code may do, and that lint and types are clean."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "builder" / "edgebuild"
+# docs/design.md, "The tree": a module imports only from ranks below its own; a package freely inside itself.
+RANKS = {
+    "errors": 0,
+    "canonical": 1, "process": 1, "data": 1, "progress": 1, "host": 1, "documents": 1, "stopwatch": 1,
+    "oci": 2,
+    "profile": 3, "gguf": 3, "model_spec": 3, "lock": 3,
+    "fit": 4, "plan": 4, "contents": 4,
+    "registry": 5, "artifacts": 5,
+    "model": 6, "engine": 6, "signing": 6, "smoke": 6,
+    "locking": 7,
+    "pipeline": 8,
+    "cli": 9,
+}  # fmt: skip
+# Inside a rank these stand in this order.
+ORDER_INSIDE = (
+    ("process", "progress"),
+    ("gguf", "model_spec"),
+    ("fit", "plan"),
+    ("fit", "contents"),
+    ("plan", "contents"),
+    ("errors", "data"),
+)
+# edgeserve and edgebuild meet in runtime.json alone; edgeverify serves both and knows neither.
+STANDALONE = {"edgeserve": ROOT / "images/server/edgeserve", "edgeverify": ROOT / "images/verify/edgeverify"}
+
+
+def modules(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*.py")))
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.lineno, node.module
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_a_rank() -> None:
+    assert {room(path) for path in modules(PACKAGE)} - {"__init__"} == set(RANKS)
+
+
+def test_imports_go_down_only() -> None:
+    faults = []
+    for path in modules(PACKAGE):
+        here = room(path)
+        for line, name in imported(path):
+            there = name.split(".")[1] if name.startswith("edgebuild.") else ""
+            if there not in RANKS or there == here or here == "__init__":
+                continue
+            if RANKS[there] > RANKS[here] or (
+                RANKS[there] == RANKS[here] and (there, here) not in ORDER_INSIDE
+            ):
+                faults.append(
+                    f"{path.relative_to(ROOT)}:{line}: {here} (rank {RANKS[here]}) imports {there} (rank {RANKS[there]})"
+                )
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", STANDALONE)
+def test_what_runs_on_the_device_knows_nothing_of_the_builder(name: str) -> None:
+    faults = [
+        f"{path}:{line}: {module}"
+        for path in modules(STANDALONE[name])
+        for line, module in imported(path)
+        if module.startswith("edgebuild")
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_edgeverify_needs_only_the_standard_library_and_cryptography() -> None:
+    allowed = {*sys.stdlib_module_names, "cryptography", "edgeverify"}
+    faults = [
+        f"{path}:{line}: {module}"
+        for path in modules(STANDALONE["edgeverify"])
+        for line, module in imported(path)
+        if module.split(".")[0] not in allowed
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_clock_and_environment_enter_in_cli_only() -> None:
+    """Monotonic time is free; the wall clock and the environment are facts of a Host."""
+    forbidden = {
+        ("time", "time"),
+        ("datetime", "now"),
+        ("datetime", "utcnow"),
+        ("os", "environ"),
+        ("os", "getenv"),
+        ("Path", "cwd"),
+        ("os", "getcwd"),
+    }
+    faults = []
+    for path in modules(PACKAGE):
+        if room(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and (node.value.id, node.attr) in forbidden
+            ):
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.value.id}.{node.attr}")
+    assert not faults, "\n".join(faults)
+
+
+def test_nothing_prints_or_exits_below_cli() -> None:
+    faults = []
+    for path in modules(PACKAGE):
+        if room(path) == "cli" or path.name.endswith("_worker.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {
+                "print",
+                "exit",
+                "quit",
+                "sys.exit",
+                "os._exit",
+            }:
+                faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node.func)}")
+    assert not faults, "\n".join(faults)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys; from edgebuild.cli import cli; cli(['--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"pydantic", "yaml", "httpx", "rich", "cryptography", "nacl", "docker", "jinja2"} & set(
+        done.stderr.split()
+    )
+    assert not heavy
+
+
+def test_no_file_is_too_long() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for folder in (PACKAGE, *STANDALONE.values())
+        for path in modules(folder)
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long

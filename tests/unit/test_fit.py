@@ -1,0 +1,207 @@
+"""Sizing and planning: the arithmetic is right, what does not fit is refused, the same input gives the same plan."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgebuild.contents import make_contents
+from edgebuild.errors import ModelError, PlanError
+from edgebuild.fit import (
+    SERVER_BYTES,
+    estimate_quantized,
+    format_bytes,
+    kv_cache_bytes,
+    make_fit,
+    planned_quantization,
+    verify_fit,
+)
+from edgebuild.gguf import GgufHeader, Tensor
+from edgebuild.model_spec import ModelSpec, make_model_spec, quantized_file_name, slug
+from edgebuild.oci.digest import Digest
+from edgebuild.plan import ModelOrigin, make_labels, make_plan, make_run, notes
+from edgebuild.profile import DeviceProfile, load_profile
+
+# Llama 3.2 1B, from its model card and config.json: 16 layers, 8 key/value heads of 64, 128,256 tokens.
+LLAMA = ModelSpec(
+    name="llama-3.2-1b", file_name="llama-3.2-1b.F16.gguf", architecture="llama", quantization="F16", licence="llama3.2",
+    parameters=1_235_814_400, matrix_parameters=1_235_746_816, file_bytes=2_479_595_360, layers=16, kv_heads=(8,) * 16, heads=32,
+    key_length=64, value_length=64, embedding=2048, feed_forward=8192, vocabulary=128_256, context_trained=131_072, has_chat_template=True,
+)  # fmt: skip
+ORIGIN = ModelOrigin(source="x.gguf", source_quantization="F16", quantized_by="llama_model_quantize Q4_K_M")
+GIB = 2**30
+
+
+def profile(name: str = "pi4", **changes: object) -> DeviceProfile:
+    return load_profile(name, working_directory=Path("/")).model_copy(update=changes)
+
+
+def test_kv_cache_of_a_known_model() -> None:
+    # 2048 tokens × 16 layers × 8 heads × (64 + 64) × 2 bytes = 64 MiB, as llama.cpp reports it.
+    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1) == 64 * 2**20
+    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=3) == 3 * 64 * 2**20
+
+
+def test_rows_add_up_to_the_need() -> None:
+    fit = make_fit(LLAMA, profile("pi5"), is_estimate=False)
+    assert fit.need_bytes == sum(row.size_bytes for row in fit.rows)
+    assert fit.rows[0].size_bytes == LLAMA.file_bytes
+    assert fit.rows[-1].size_bytes == SERVER_BYTES
+    assert fit.budget_bytes == 8 * GIB * 7 // 10
+
+
+def test_estimate_before_quantising_is_near_the_published_size() -> None:
+    # The Q4_K_M file of this model on its publisher's page has 807,694,464 bytes.
+    estimate = estimate_quantized(LLAMA, "Q4_K_M")
+    assert estimate.quantization == "Q4_K_M"
+    assert estimate.file_bytes == pytest.approx(807_694_464, rel=0.07)
+
+
+def test_what_does_not_fit_is_refused_with_figures() -> None:
+    small = profile(memory=GIB)
+    fit = make_fit(LLAMA, small, is_estimate=True)
+    with pytest.raises(PlanError) as caught:
+        verify_fit(fit, model_name=LLAMA.name)
+    assert "does not fit pi4 (estimated before quantising): needs" in caught.value.message
+    assert "leaves 717 MiB" in caught.value.message
+    assert caught.value.exit_code == 4
+    assert "--quantization" in caught.value.hint
+
+
+def test_storage_counts_twice_the_model() -> None:
+    fit = make_fit(LLAMA, profile("jetson", storage=4 * GIB), is_estimate=False)
+    assert "storage while it is pulled" in fit.refusal
+
+
+def test_context_is_never_longer_than_the_model_was_trained_for() -> None:
+    short = dataclasses.replace(LLAMA, context_trained=512)
+    fit = make_fit(short, profile(), is_estimate=False)
+    assert fit.context_tokens == 512
+    plan = make_plan(profile(), dataclasses.replace(short, quantization="Q8_0"), ORIGIN, epoch_s=0)
+    assert any("context is 512 tokens, not 2048" in note for note in notes(plan))
+
+
+def test_types() -> None:
+    assert planned_quantization(LLAMA, profile(), override=None) == "Q4_K_M"
+    assert planned_quantization(LLAMA, profile(), override="Q8_0") == "Q8_0"
+    quantized = dataclasses.replace(LLAMA, quantization="Q5_K_M")
+    assert planned_quantization(quantized, profile(), override=None) == "Q5_K_M"
+    with pytest.raises(PlanError, match="is Q5_K_M already and cannot be made Q8_0"):
+        planned_quantization(quantized, profile(), override="Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("demo.F16.gguf", "demo.Q8_0.gguf"),
+        ("demo-f16.gguf", "demo.Q8_0.gguf"),
+        ("My Model (v2).gguf", "My-Model-v2.Q8_0.gguf"),
+        ("a.bf16.gguf", "a.Q8_0.gguf"),
+    ],
+)
+def test_quantized_file_names(name: str, expected: str) -> None:
+    assert quantized_file_name(name, "Q8_0") == expected
+
+
+@given(text=st.text(max_size=200))
+def test_slugs_are_always_fit_for_names(text: str) -> None:
+    made = slug(text)
+    assert 1 <= len(made) <= 80
+    assert all(character.isascii() and (character.isalnum() or character in "._-") for character in made)
+
+
+def test_labels_run_and_contents_agree() -> None:
+    plan = make_plan(
+        profile(),
+        dataclasses.replace(LLAMA, quantization="Q4_K_M", file_bytes=GIB // 2),
+        ORIGIN,
+        epoch_s=1_700_000_000,
+    )
+    digest = Digest.of(b"model")
+    labels = make_labels(plan, model_digest=digest)
+    assert labels["dev.edgebuild.model.digest"] == str(digest)
+    assert labels["dev.edgebuild.cpu.expected"] == "armv8.0_1"
+    assert labels["org.opencontainers.image.created"] == "2023-11-14T22:13:20Z"
+    run = make_run(plan, model_digest=digest)
+    assert run.user == "10001:10001"
+    assert dict(run.labels) == labels
+    contents = make_contents(plan, model_digest=digest, before=b"\x01", after=bytes(3))
+    assert set(contents) == {
+        "etc/edgebuild/README.md",
+        "etc/edgebuild/model.json",
+        "etc/edgebuild/runtime.json",
+    }
+    assert contents == make_contents(plan, model_digest=digest, before=b"\x01", after=bytes(3))
+
+
+def test_order_of_an_index_is_by_demand() -> None:
+    model = dataclasses.replace(LLAMA, quantization="Q4_K_M", file_bytes=GIB // 2)
+    plans = [make_plan(profile(name), model, ORIGIN, epoch_s=0) for name in ("x86", "jetson", "pi5", "pi4")]
+    assert [plan.profile.name for plan in sorted(plans, key=lambda plan: plan.demand)] == [
+        "x86",
+        "pi4",
+        "jetson",
+        "pi5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1024, "1 KiB"),
+        (83_100_000, "79.3 MiB"),
+        (3 * GIB, "3 GiB"),
+        (2**50, "1.02e+03 TiB"),
+    ],
+)
+def test_bytes_for_people(size: int, text: str) -> None:
+    assert format_bytes(size) == text
+
+
+def metadata(**changes: object) -> dict[str, object]:
+    base: dict[str, object] = {
+        "general.architecture": "llama", "general.file_type": 1, "llama.block_count": 2, "llama.embedding_length": 64,
+        "llama.attention.head_count": 4, "llama.context_length": 128,
+    }  # fmt: skip
+    return {key: value for key, value in (base | changes).items() if value is not None}
+
+
+def spec_of(**changes: object) -> ModelSpec:
+    header = GgufHeader(
+        metadata=metadata(**changes),  # type: ignore[arg-type]
+        array_lengths={"tokenizer.ggml.tokens": 100},
+        tensors=(Tensor(name="w", shape=(64, 64), type="F16", size_bytes=8192),),
+        file_bytes=9000,
+    )
+    return make_model_spec(header, file_name="m.gguf")
+
+
+def test_defaults_of_a_header() -> None:
+    spec = spec_of()
+    assert (spec.kv_heads, spec.key_length, spec.feed_forward, spec.name) == ((4, 4), 16, 256, "m")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"general.architecture": None},
+        {"llama.block_count": None},
+        {"llama.block_count": -1},
+        {"llama.block_count": 5000},
+        {"llama.block_count": "two"},
+        {"llama.attention.head_count": 0},
+        {"llama.attention.head_count_kv": (1, 2, 3)},
+        {"llama.attention.head_count_kv": 1.5},
+        {"llama.context_length": None},
+        {"llama.embedding_length": 2**40},
+        {"split.count": 3},
+    ],
+)
+def test_headers_that_describe_no_usable_model(changes: dict[str, object]) -> None:
+    with pytest.raises(ModelError) as caught:
+        spec_of(**changes)
+    assert caught.value.hint
