@@ -272,8 +272,8 @@ def _other_pem(pem: bytes, label: str) -> SignatureError:
             f"this is a private key of another form ({label})",
             hint=f"encrypt it for signing with: cosign import-key-pair --key FILE; or {_GENERATE}",
         )
-    if b"-----BEGIN " in pem and b"-----END " not in pem:
-        return _damaged("its end is missing")
+    if any(pem.lstrip().startswith(f"-----BEGIN {known}".encode()) for known in (LABEL, OLD_LABEL)):
+        return _damaged("it is cut short, or something stands between its lines")
     return SignatureError("this is not a private key in PEM form", hint=_GENERATE)
 
 
