@@ -107,6 +107,10 @@ class RegistrySink:
         with self._lock:
             return PushReport(blobs=tuple(self._blobs), manifests=tuple(self._raw), tags=tuple(self._tags))
 
+    def stop(self) -> None:
+        """End what other threads do here, waits included; nothing can be sent afterwards."""
+        self._transport.closing.set()
+
     def check_access(self) -> None:
         """Find out whether we may push, before hours of work: open an upload and give it up.
 
