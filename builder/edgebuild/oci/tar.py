@@ -32,7 +32,7 @@ COMPRESSION = f"zlib {zlib.ZLIB_RUNTIME_VERSION} level {GZIP_LEVEL}"
 MODEL_DIRECTORY = "models"
 
 _BLOCK_BYTES = 512
-_END = bytes(2 * _BLOCK_BYTES)
+ARCHIVE_END = bytes(2 * _BLOCK_BYTES)
 _FIELD_BYTES = 100  # of name and linkname in a ustar header
 _OCTAL_SIZE_LIMIT = 8**11  # 8 GiB: what eleven octal digits cannot hold
 _MODES = {b"root": 0o700, b"tmp": 0o1777, b"var/tmp": 0o1777}
@@ -158,12 +158,17 @@ def model_tar(file: Path, name: str) -> ModelTar:
     if not stat.S_ISREG(status.st_mode):
         raise ToolError(f"{file} is not a regular file", hint="name the model file itself")
     directory = _header(_Entry(path=MODEL_DIRECTORY.encode()), 0)
-    before = directory + _header(_Entry(path=path, content=file), status.st_size)
-    after = _padding(status.st_size) + _END
+    header, padding = file_frame(path.decode(), status.st_size)
+    before, after = directory + header, padding + ARCHIVE_END
     size_bytes = len(before) + status.st_size + len(after)
     return ModelTar(
         name=path.decode(), before=before, after=after, blob=Blob((before, file, after), size_bytes)
     )
+
+
+def file_frame(name: str, size_bytes: int) -> tuple[bytes, bytes]:
+    """Return what an archive holds before and after a file's bytes; `ARCHIVE_END` ends the archive."""
+    return _header(_Entry(path=_member_path(name), content=b""), size_bytes), _padding(size_bytes)
 
 
 def _gzip_layer(role: Role, digest: Digest, diff_id: Digest, blob: Blob) -> Layer:
@@ -202,7 +207,7 @@ def _write(entries: Iterable[_Entry], take: Callable[[bytes], object]) -> None:
             continue
         data = entry.content or b""
         take(_header(entry, len(data)) + data + _padding(len(data)))
-    take(_END)
+    take(ARCHIVE_END)
 
 
 def _write_file(entry: _Entry, source: Path, take: Callable[[bytes], object]) -> None:
