@@ -1,9 +1,12 @@
 """Both daemons work for real: they pull, run amd64 and arm64, publish ports, compose, and leave nothing behind."""
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.peers.docker import DockerDaemon
+from tests.support.peers.fetch import cache_root
 from tests.support.peers.registry import Registry
 from tests.support.peers.tool import Tool
 from tests.support.tiny_image import TinyImage, write_tiny_image
@@ -115,6 +119,26 @@ def test_a_container_shares_the_network_of_the_host(dockerd: DockerDaemon, refer
         assert get(f"http://{address}/text") == "it answers"
 
 
+def test_buildx_builds_for_both_platforms(
+    dockerd28: DockerDaemon, image: TinyImage, arm64_binfmt: str, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        'FROM base\nRUN ["/bin/busybox", "sh", "-c", "uname -m > /machine"]\n', "utf-8"
+    )
+    dockerd28.docker(
+        "buildx", "build", "--platform=linux/amd64,linux/arm64", f"--output=type=oci,dest={tmp_path / 'built.tar'}",
+        f"--build-context=base=oci-layout://{image.layout}@{image.digest}", tmp_path,
+    )  # fmt: skip
+    with tarfile.open(tmp_path / "built.tar") as built:
+        top = json.load(built.extractfile("index.json") or pytest.fail("no index.json"))["manifests"][0]
+        blob = built.extractfile(f"blobs/sha256/{top['digest'][7:]}")
+        platforms = [
+            entry["platform"]["architecture"]
+            for entry in json.load(blob or pytest.fail("no index"))["manifests"]
+        ]
+    assert platforms[:2] == ["amd64", "arm64"]
+
+
 def test_compose_runs_a_service(dockerd: DockerDaemon, reference: str, tmp_path: Path) -> None:
     document = {
         "services": {
@@ -138,45 +162,47 @@ def test_compose_runs_a_service(dockerd: DockerDaemon, reference: str, tmp_path:
         subprocess.run(f"{compose} down --volumes", shell=True, check=True, capture_output=True)
 
 
-_KILLED_RUN = """
+_RUN = """
 import os, sys
 from tests.support.peers.docker import running_dockerd
+archive, seconds, end = sys.argv[1:]
 with running_dockerd("dockerd20", containerd_store=False) as daemon:
-    daemon.docker("import", sys.argv[1], "tiny")
-    daemon.docker("run", "--detach", "tiny", "/bin/busybox", "sleep", "4321")
-    print(daemon.folder, flush=True)
-    os.kill(os.getpid(), int(sys.argv[2])) if int(sys.argv[2]) else None
+    daemon.docker("import", archive, "tiny")
+    daemon.docker("run", "--detach", "tiny", "/bin/busybox", "sleep", seconds)
+    print(os.getpid(), daemon.folder, flush=True)
+    if end == "killed":
+        os.kill(os.getpid(), 9)
 """
 
 
-def leftovers(folder: str) -> list[str]:
-    """Processes, mounts and interfaces of a daemon by its folder or program."""
+def leftovers(folder: str, seconds: str) -> list[str]:
+    """Find the processes and mounts of a daemon."""
     name = Path(folder).name
     commands = [path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline")]
-    mounts = [line for line in Path("/proc/mounts").read_text("utf-8").splitlines() if name in line]
-    return [command for command in commands if name in command or "sleep\x004321" in command] + mounts
+    mounts = Path("/proc/mounts").read_text("utf-8").splitlines()
+    return [text for text in (*commands, *mounts) if name in text or f"sleep\0{seconds}" in text]
 
 
-@pytest.mark.parametrize("signal", [0, 9], ids=["stopped", "killed"])
-def test_nothing_outlives_a_test_run(
-    dockerd20: DockerDaemon, busybox_amd64: Path, tmp_path: Path, signal: int
-) -> None:
+def test_nothing_outlives_a_test_run(dockerd20: DockerDaemon, busybox_amd64: Path, tmp_path: Path) -> None:
+    (tmp_path / "root/bin").mkdir(parents=True)
+    shutil.copy(busybox_amd64, tmp_path / "root/bin/busybox")
     archive = tmp_path / "root.tar"
-    folder = tmp_path / "root/bin"
-    folder.mkdir(parents=True)
-    (folder / "busybox").write_bytes(busybox_amd64.read_bytes())
-    (folder / "busybox").chmod(0o755)
     subprocess.run(["tar", "-C", tmp_path / "root", "-c", "-f", archive, "."], check=True)
-    bridges = {path.name for path in Path("/sys/class/net").iterdir()}
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED_RUN, archive, str(signal)], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == -signal, done.stderr
-    deadline = time.monotonic() + 10
-    while leftovers(done.stdout.strip()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert leftovers(done.stdout.strip()) == []
-    if not signal:
-        assert not Path(done.stdout.strip()).exists()
-        assert {path.name for path in Path("/sys/class/net").iterdir()} == bridges
-        assert not list(Path("/sys/fs/cgroup").glob(f"**/edgebuild-{Path(done.stdout.strip()).name}"))
+    seconds = str(1_000_000 + os.getpid())
+    ended = []
+    for end, returncode in (("killed", -9), ("stopped", 0)):
+        argv = [sys.executable, "-c", _RUN, os.fspath(archive), seconds, end]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True)
+        assert done.returncode == returncode, done.stderr
+        pid, folder = done.stdout.split()
+        ended.append((pid, folder))
+        deadline = time.monotonic() + 10
+        while leftovers(folder, seconds) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert leftovers(folder, seconds) == []
+    # What a killed run leaves (a folder, empty control groups, a bridge) the next run takes away.
+    bridges_of = [note.read_text("ascii") for note in (cache_root() / "bridges").iterdir()]
+    for pid, folder in ended:
+        assert not Path(folder).exists()
+        assert not list(Path("/sys/fs/cgroup").glob(f"**/edgebuild-{Path(folder).name}"))
+        assert pid not in bridges_of

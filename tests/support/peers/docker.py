@@ -21,7 +21,7 @@ from tests.support.peers.bridge import bridge
 from tests.support.peers.errors import PeerUnavailableError
 from tests.support.peers.fetch import cache_root, peer_prefix
 from tests.support.peers.registry import Registry
-from tests.support.peers.tool import BASE_PATH, Completed, run, wait_until
+from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, Completed, run, wait_until
 
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
@@ -30,6 +30,7 @@ _NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--
 # These are written to whatever --exec-root says: the shims' sockets and the plugins' folder.
 _HIDDEN = ("/run/containerd", "/run/docker")
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWNER = "owner"  # file with the process id of the test run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +184,10 @@ def running_dockerd(peer: str, *, containerd_store: bool) -> Iterator[DockerDaem
             f"{peer} needs root: a Docker daemon mounts file systems and makes namespaces"
         )
     prefix, runc, libraries = peer_prefix(peer), peer_prefix("runc"), peer_prefix("daemon-libraries")
+    _remove_orphans()
     # Short, since a socket's path holds at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix=f"{peer}-"))
+    (folder / _OWNER).write_text(str(os.getpid()), "ascii")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_state, folder)
         interface, number = stack.enter_context(bridge(cache_root() / "bridges"))
@@ -243,7 +246,7 @@ def _configuration(
 def _daemon_process(folder: Path, environment: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
     hide = "".join(f"mkdir -p {path} && mount -t tmpfs none {path} && " for path in _HIDDEN)
     script = f"{hide}exec dockerd --config-file {folder}/daemon.json"
-    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *_NAMESPACES, "sh", "-c", script]
+    argv = [*ENDS_WITH_US, "unshare", *_NAMESPACES, "sh", "-c", script]
     with (folder / "dockerd.log").open("wb") as log:
         process = subprocess.Popen(
             argv,
@@ -292,6 +295,14 @@ def _remove_state(folder: Path) -> None:
     deadline = time.monotonic() + 10
     while folder.exists():
         shutil.rmtree(folder, ignore_errors=time.monotonic() < deadline)
+
+
+def _remove_orphans() -> None:
+    """Remove what test runs left that were killed."""
+    for owner in Path(tempfile.gettempdir()).glob(f"dockerd*-*/{_OWNER}"):
+        if not Path("/proc", owner.read_text("ascii")).exists():
+            _remove_cgroups(_cgroup(owner.parent))
+            _remove_state(owner.parent)
 
 
 def _remove_cgroups(name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.peers.fetch import peer_prefix
-from tests.support.peers.tool import BASE_PATH, wait_until
+from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, wait_until
 
 USERNAME = "edge"
 PASSWORD = "loopback-only"
@@ -116,7 +116,7 @@ def running_registry(folder: Path, *, login: bool = False) -> Iterator[Registry]
     log = folder / "registry.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, "serve", _write_configuration(folder, login=login)],
+            [*ENDS_WITH_US, program, "serve", _write_configuration(folder, login=login)],
             env={"PATH": BASE_PATH, "HOME": os.fspath(folder)},
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip

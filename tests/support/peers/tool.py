@@ -12,6 +12,9 @@ from tests.support.peers.errors import PeerUnavailableError
 
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+# The kernel ends such a server when the test run ends in any way, by SIGKILL too.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
