@@ -1,0 +1,166 @@
+"""recipe.toml: what a recipe declares of itself. People write it, so it is checked whole."""
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgebuild.errors import ToolError
+
+_LIBRARY = "lib"
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ArtifactSection(_Document):
+    """What is built.
+
+    Attributes:
+        description: One line for people.
+        target: "host" for tools of the build itself, "target" for what goes into images. In the file: `for`.
+        needs: "toolchain" when the recipe compiles bytecode.
+        sources: Folders below `images/` that are part of the recipe, besides its own.
+    """
+
+    description: str
+    target: Literal["host", "target"] = Field(alias="for")
+    needs: tuple[Literal["toolchain"], ...] = ()
+    sources: tuple[str, ...] = ()
+
+
+class DebianSection(_Document):
+    """Packages whose current versions are resolved into the lock.
+
+    Attributes:
+        suite: Debian's code name, e.g. "trixie".
+        packages: What is asked for; dependencies follow.
+        leave_out: Dependencies that are not wanted.
+    """
+
+    suite: str = Field(pattern=r"^[a-z]+$")
+    packages: tuple[str, ...] = Field(min_length=1)
+    leave_out: tuple[str, ...] = ()
+
+
+class PypiPin(_Document):
+    """One file from the Python package index, by hash.
+
+    Attributes:
+        project: Its project.
+        version: Its version.
+        file: Its name.
+        sha256: 64 hexadecimal digits.
+        size_bytes: Its length.
+        host: "x86_64" or "aarch64" when only such hosts need it.
+    """
+
+    project: str
+    version: str
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(gt=0)
+    host: Literal["", "x86_64", "aarch64"] = ""
+
+
+class RecipeFile(_Document):
+    """A whole recipe.toml.
+
+    Attributes:
+        artifact: What is built.
+        debian: Debian packages, if any.
+        pypi: Files pinned one by one.
+        requirements: A file of requirements with hashes beside recipe.toml; the wheels for the target are chosen from it.
+    """
+
+    artifact: ArtifactSection
+    debian: DebianSection | None = None
+    pypi: tuple[PypiPin, ...] = ()
+    requirements: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A recipe on disk.
+
+    Attributes:
+        name: Name of the artifact and of the folder.
+        images: The folder `images/` that it lies in.
+        file: What it declares.
+    """
+
+    name: str
+    images: Path
+    file: RecipeFile
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's own folder."""
+        return self.images / self.name
+
+    @property
+    def script(self) -> Path:
+        """The program that builds."""
+        return self.folder / "recipe.py"
+
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """Name every file that the recipe consists of, relative to `images/`, with its sha256, sorted.
+
+        Raises:
+            ToolError: One cannot be read.
+        """
+        # Of its own folder only what lies there directly: an image's sources name their folders.
+        own = [path for path in self.folder.glob("*") if path.is_file()]
+        shared = [path for path in (self.images / _LIBRARY).glob("*.py")]
+        named = [path for name in self.file.artifact.sources for path in (self.images / name).rglob("*")]
+        kept = {path for path in (*own, *shared, *named) if path.is_file() and is_source(path)}
+        try:
+            return tuple(
+                sorted(
+                    (path.relative_to(self.images).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
+                    for path in kept
+                )
+            )
+        except OSError as error:
+            raise ToolError(f"recipe {self.name}: {error.filename} cannot be read: {error.strerror}") from error
+
+
+def is_source(path: Path) -> bool:
+    """Say whether a file belongs to sources: no bytecode, no editor's leftovers."""
+    return "__pycache__" not in path.parts and not re.search(r"(\.pyc|~|\.swp|\.orig)$", path.name)
+
+
+def load_recipe(images: Path, name: str) -> Recipe:
+    """Read a recipe's declaration.
+
+    Raises:
+        ToolError: There is none of this name, or its file is broken.
+    """
+    path = images / name / "recipe.toml"
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+        return Recipe(name=name, images=images, file=RecipeFile.model_validate(document))
+    except FileNotFoundError as error:
+        raise ToolError(
+            f"no recipe builds {name!r}: {path} is not there", hint="this is a broken installation of edgebuild"
+        ) from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ToolError(f"{path}: cannot be read: {error}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise ToolError(f"{path}: {place}: {fault['msg']}", hint="compare it with the recipes beside it") from error
+
+
+def load_recipes(images: Path) -> tuple[Recipe, ...]:
+    """Read all recipes, sorted by name.
+
+    Raises:
+        ToolError: One of them is broken.
+    """
+    return tuple(load_recipe(images, path.parent.name) for path in sorted(images.glob("*/recipe.toml")))

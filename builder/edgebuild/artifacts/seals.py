@@ -1,0 +1,204 @@
+"""Seals of the store: what every file of an entry was when it was written, to notice later damage without reading all.
+
+A seal trusts size, inode and both times of a file. When one of them differs, the bytes decide: a store that was copied
+to another disk is as good as before, one whose files were altered is not.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebuild.canonical import canonical_json
+from edgebuild.errors import StoreError
+from edgebuild.oci.blob import CHUNK_BYTES
+from edgebuild.oci.digest import Digest
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What the file system says of a file; any change of its bytes changes it.
+
+    Attributes:
+        inode: Number of the file.
+        size_bytes: Its length.
+        mtime_ns: Last change of its bytes, in nanoseconds since 1970.
+        ctime_ns: Last change of its bytes or properties; cannot be set by programs.
+    """
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Stamp":
+        """Read it; a symbolic link is not followed."""
+        status = path.lstat()
+        return cls(
+            inode=status.st_ino,
+            size_bytes=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            ctime_ns=status.st_ctime_ns,
+        )
+
+    def to_json(self) -> list[int]:
+        """Give the four numbers."""
+        return [self.inode, self.size_bytes, self.mtime_ns, self.ctime_ns]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedPath:
+    """One path of an entry.
+
+    Attributes:
+        kind: "file", "folder" or "link".
+        executable: Whether a file's owner may run it.
+        content: sha256 of a file, target of a link, "" of a folder.
+        stamp: How the file system described it; of folders and links nothing is trusted, so None.
+    """
+
+    kind: str
+    executable: bool
+    content: str
+    stamp: Stamp | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """All paths of an entry, by name relative to it."""
+
+    paths: dict[str, SealedPath]
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum of the files' lengths."""
+        return sum(path.stamp.size_bytes for path in self.paths.values() if path.stamp)
+
+    def to_json(self) -> bytes:
+        """Write it down."""
+        return canonical_json(
+            {
+                "format": _FORMAT,
+                "paths": {
+                    name: [path.kind, path.executable, path.content, path.stamp.to_json() if path.stamp else None]
+                    for name, path in self.paths.items()
+                },
+            }
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> "Seal | None":
+        """Read one; None when it is not a seal of this format."""
+        try:
+            document = json.loads(raw)
+            if document["format"] != _FORMAT:
+                return None
+            return cls({name: _sealed_path(*fields) for name, fields in document["paths"].items()})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+def make_seal(folder: Path) -> Seal:
+    """Describe every path below `folder`, hashing all files.
+
+    Raises:
+        OSError: Something cannot be read.
+        StoreError: There is a device, pipe or socket.
+    """
+    return Seal({name: _describe(folder / name) for name in _names(folder)})
+
+
+def is_untouched(folder: Path, seal: Seal) -> bool:
+    """Compare names, kinds, modes, link targets and stamps; no file is read."""
+    try:
+        return set(_names(folder)) == set(seal.paths) and all(
+            _looks_like(folder / name, path) for name, path in seal.paths.items()
+        )
+    except OSError:
+        return False
+
+
+def find_damage(folder: Path, seal: Seal) -> str:
+    """Read everything and name the first path that is not as it was sealed; "" when all are."""
+    try:
+        names = set(_names(folder))
+        for name, path in seal.paths.items():
+            if name not in names:
+                return f"{name} is missing"
+            found = _describe(folder / name)
+            if (found.kind, found.executable, found.content) != (path.kind, path.executable, path.content):
+                return f"{name} has changed"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    except StoreError as error:
+        return error.message
+    extra = sorted(names - set(seal.paths))
+    return f"{extra[0]} does not belong there" if extra else ""
+
+
+def hash_file(path: Path) -> Digest:
+    """Hash a file's bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            state.update(chunk)
+    return Digest(state.hexdigest())
+
+
+def _sealed_path(kind: str, executable: bool, content: str, stamp: list[int] | None) -> SealedPath:  # noqa: FBT001
+    read = None
+    if stamp is not None:
+        inode, size_bytes, mtime_ns, ctime_ns = stamp
+        read = Stamp(inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+    return SealedPath(kind=kind, executable=executable, content=content, stamp=read)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders.sort()
+        relative = Path(parent).relative_to(folder)
+        for name in sorted(folders + files):
+            yield str(relative / name)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _describe(path: Path) -> SealedPath:
+    status = path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        return SealedPath(kind="folder", executable=False, content="", stamp=None)
+    if stat.S_ISLNK(status.st_mode):
+        return SealedPath(kind="link", executable=False, content=str(path.readlink()), stamp=None)
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path} is neither file, folder nor link", hint="this is a bug of a recipe")
+    return SealedPath(
+        kind="file",
+        executable=bool(status.st_mode & 0o100),
+        content=hash_file(path).hex,
+        stamp=Stamp.of(path),
+    )
+
+
+def _looks_like(path: Path, sealed: SealedPath) -> bool:
+    status = path.lstat()
+    if sealed.kind == "folder":
+        return stat.S_ISDIR(status.st_mode)
+    if sealed.kind == "link":
+        return stat.S_ISLNK(status.st_mode) and str(path.readlink()) == sealed.content
+    return (
+        stat.S_ISREG(status.st_mode)
+        and bool(status.st_mode & 0o100) == sealed.executable
+        and Stamp.of(path) == sealed.stamp
+    )

@@ -1,0 +1,356 @@
+"""The store: what was downloaded, built and compressed, each under the digest of all that it was made from.
+
+    <root>/v1/<kind>/<key>/          an entry: a folder that never changes
+    <root>/v1/<kind>/<key>.seal      its seal, written last: an entry without one is a leftover; its mtime is the last use
+    <root>/v1/locks/  temporary/  digests/  scratch/
+
+An entry is built in a temporary folder under a lock, sealed and renamed. A killed build leaves a temporary folder
+without a holder of its lock, which the next one removes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebuild.artifacts.locks import locked, try_locked
+from edgebuild.artifacts.seals import Seal, Stamp, find_damage, is_untouched, make_seal
+from edgebuild.canonical import canonical_json
+from edgebuild.errors import StoreError
+from edgebuild.oci.digest import Digest
+from edgebuild.progress import Progress, SilentProgress
+
+KINDS = ("download", "artifact", "layer", "model")
+_SEAL = ".seal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindInfo:
+    """What the store holds of one kind.
+
+    Attributes:
+        kind: One of `KINDS`, or "scratch": compilers' own caches and half-finished downloads.
+        entries: Their number.
+        size_bytes: Sum of their files' lengths.
+    """
+
+    kind: str
+    entries: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What pruning removed.
+
+    Attributes:
+        entries: Number of entries.
+        size_bytes: Sum of their files' lengths.
+    """
+
+    entries: int
+    size_bytes: int
+
+
+class Store:
+    """A folder of entries, safe to use from several threads and processes at once."""
+
+    def __init__(self, root: Path, *, progress: Progress | None = None) -> None:
+        """Name the folder; nothing is written before the first entry.
+
+        Args:
+            root: Absolute path.
+            progress: Told of damaged entries.
+        """
+        self.root = root
+        self._base = root / "v1"
+        self._progress = progress or SilentProgress()
+
+    def find(self, kind: str, key: Digest) -> Path | None:
+        """Return the folder of a complete and undamaged entry, and note that it was used.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        folder = self._entry(kind, key)
+        seal_path = _seal_of(folder)
+        with self._faults():
+            seal = self._read_seal(seal_path)
+            if seal is None:
+                return None
+            if not is_untouched(folder, seal) and not self._reseal(kind, folder, seal):
+                return None
+            # A store on a read-only disk is fine to read from.
+            with suppress(OSError):
+                os.utime(seal_path)
+            return folder
+
+    def make(self, kind: str, key: Digest, build: Callable[[Path], None]) -> Path:
+        """Return the entry, built now if it is not there.
+
+        Args:
+            kind: One of `KINDS`.
+            key: Digest of everything that the content depends on.
+            build: Fills an empty folder. When it raises, nothing remains.
+
+        Raises:
+            StoreError: The disk is full, or the store cannot be written.
+        """
+        if (found := self.find(kind, key)) is not None:
+            return found
+        folder = self._entry(kind, key)
+        with self._faults():
+            self._prepare(kind)
+            with locked(self._lock_path(kind, key)):
+                # Another build may have made it while this one waited.
+                if (found := self.find(kind, key)) is not None:
+                    return found
+                self._remove(folder)
+                self._sweep(f"{kind}-{key.hex}")
+                temporary = self._temporary(f"{kind}-{key.hex}")
+                try:
+                    build(temporary)
+                    _seal_entry(temporary, folder)
+                finally:
+                    _remove_tree(temporary)
+        return folder
+
+    def known_digest(self, path: Path, tag: str) -> Digest | None:
+        """Return the digest remembered for a file outside the store, if it has not changed since.
+
+        Args:
+            path: The file.
+            tag: What was hashed: the file itself or something made of it.
+        """
+        try:
+            document = json.loads(self._digest_path(path, tag).read_bytes())
+            stamp = _foreign_stamp(path)
+            return Digest(document["digest"]) if document["stamp"] == stamp else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def remember_digest(self, path: Path, tag: str, digest: Digest) -> None:
+        """Remember the digest of a file outside the store as it is now. What cannot be written is forgotten."""
+        with suppress(OSError):
+            place = self._digest_path(path, tag)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _write_atomically(place, canonical_json({"digest": digest.hex, "stamp": _foreign_stamp(path)}))
+
+    def scratch(self, name: str) -> Path:
+        """Return a folder whose content may speed up work but never changes a result; it may vanish between runs.
+
+        Raises:
+            StoreError: It cannot be made.
+        """
+        folder = self._base / "scratch" / name
+        with self._faults():
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Keep others out of a piece of work, across threads and processes.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        with self._faults():
+            (self._base / "locks").mkdir(parents=True, exist_ok=True)
+            with locked(self._base / "locks" / name):
+                yield
+
+    def info(self) -> tuple[KindInfo, ...]:
+        """Count what the store holds, by kind."""
+        found = []
+        for kind in KINDS:
+            seals = [seal for _, seal in self._seals(kind) if seal is not None]
+            found.append(
+                KindInfo(kind=kind, entries=len(seals), size_bytes=sum(seal.size_bytes for seal in seals))
+            )
+        scratch = [path for path in (self._base / "scratch").rglob("*") if path.is_file()]
+        size_bytes = sum(path.stat().st_size for path in scratch)
+        folders = [path for path in (self._base / "scratch").glob("*") if path.is_dir()]
+        return (*found, KindInfo(kind="scratch", entries=len(folders), size_bytes=size_bytes))
+
+    def prune(self, *, unused_since_s: float | None = None) -> Pruned:
+        """Remove entries, leftovers and scratch folders; what is being built stays.
+
+        Args:
+            unused_since_s: Keep what was used at or after this moment, in seconds since 1970; None removes all.
+
+        Raises:
+            StoreError: Something cannot be removed.
+        """
+        entries = size_bytes = 0
+        with self._faults():
+            for kind in KINDS:
+                for path, seal in self._seals(kind):
+                    if unused_since_s is not None and path.stat().st_mtime >= unused_since_s:
+                        continue
+                    folder = path.with_suffix("")
+                    with try_locked(self._lock_path(kind, Digest(folder.name))) as free:
+                        if free:
+                            self._remove(folder)
+                            entries += 1
+                            size_bytes += seal.size_bytes if seal else 0
+            self._sweep("")
+            for folder in (self._base / "scratch").glob("*"):
+                if unused_since_s is None or _newest_s(folder) < unused_since_s:
+                    _remove_tree(folder)
+            for path in (self._base / "digests").glob("*.json"):
+                if unused_since_s is None or path.stat().st_mtime < unused_since_s:
+                    path.unlink(missing_ok=True)
+        return Pruned(entries=entries, size_bytes=size_bytes)
+
+    def verify(self) -> tuple[str, ...]:
+        """Read every entry whole; name the damaged ones, which the next build makes anew."""
+        faults = []
+        with self._faults():
+            for kind in KINDS:
+                for path, seal in self._seals(kind):
+                    folder = path.with_suffix("")
+                    damage = find_damage(folder, seal) if seal else "its seal cannot be read"
+                    if damage:
+                        faults.append(f"{kind} {folder.name}: {damage}")
+                        path.unlink(missing_ok=True)
+        return tuple(faults)
+
+    def _entry(self, kind: str, key: Digest) -> Path:
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is no kind of entry")
+        return self._base / kind / key.hex
+
+    def _lock_path(self, kind: str, key: Digest) -> Path:
+        return self._base / "locks" / f"{kind}-{key.hex}"
+
+    def _digest_path(self, path: Path, tag: str) -> Path:
+        name = hashlib.sha256(f"{path.absolute()}\0{tag}".encode(errors="surrogateescape")).hexdigest()
+        return self._base / "digests" / f"{name}.json"
+
+    def _prepare(self, kind: str) -> None:
+        for name in (kind, "locks", "temporary"):
+            (self._base / name).mkdir(parents=True, exist_ok=True)
+
+    def _temporary(self, prefix: str) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=self._base / "temporary"))
+        # mkdtemp makes it private; what is built must not depend on that or on the umask.
+        folder.chmod(0o755)
+        return folder
+
+    def _seals(self, kind: str) -> Iterator[tuple[Path, Seal | None]]:
+        for path in sorted((self._base / kind).glob(f"*{_SEAL}")):
+            with suppress(FileNotFoundError):
+                yield path, Seal.parse(path.read_bytes())
+
+    def _read_seal(self, path: Path) -> Seal | None:
+        try:
+            raw = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Seal.parse(raw)
+
+    def _reseal(self, kind: str, folder: Path, seal: Seal) -> bool:
+        """Let the bytes decide about an entry whose files look touched."""
+        if damage := find_damage(folder, seal):
+            self._progress.note(f"{kind} {folder.name[:12]} in the store is damaged ({damage}); making it anew")
+            return False
+        with suppress(OSError):
+            _write_atomically(_seal_of(folder), make_seal(folder).to_json())
+        return True
+
+    def _remove(self, folder: Path) -> None:
+        # The seal first: an entry that is half gone must not look whole.
+        _seal_of(folder).unlink(missing_ok=True)
+        _remove_tree(folder)
+
+    def _sweep(self, prefix: str) -> None:
+        """Remove temporary folders that no living build holds; the caller holds the lock of `prefix` if it is one."""
+        for folder in (self._base / "temporary").glob(f"{prefix}*"):
+            if prefix:
+                _remove_tree(folder)
+                continue
+            with try_locked(self._base / "locks" / folder.name.rpartition("-")[0]) as free:
+                if free:
+                    _remove_tree(folder)
+        if not prefix:
+            self._remove_idle_locks()
+
+    def _remove_idle_locks(self) -> None:
+        for path in (self._base / "locks").glob("*"):
+            with try_locked(path) as free:
+                if free:
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise store_fault(self.root, error) from error
+
+
+def store_fault(root: Path, error: OSError) -> StoreError:
+    """Say in one line what the file system refused."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreError(
+            f"no space is left for the store {root}",
+            hint="run `edgebuild cache prune`, or choose another place with --cache DIR",
+        )
+    place = error.filename or root
+    return StoreError(
+        f"the store {root} cannot be used: {place}: {error.strerror or error}",
+        hint="check its owner and permissions, or choose another place with --cache DIR",
+    )
+
+
+def _seal_entry(temporary: Path, folder: Path) -> None:
+    temporary.rename(folder)
+    # After the rename, since the seal holds what the file system says now. Files below a renamed folder keep theirs.
+    _write_atomically(_seal_of(folder), make_seal(folder).to_json())
+
+
+def _seal_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + _SEAL)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def _foreign_stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _newest_s(folder: Path) -> float:
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder whatever its modes are; one that is not there is fine."""
+
+    def unlock(function: Callable[[str], object], name: str, _error: object) -> None:
+        with suppress(FileNotFoundError):
+            Path(name).parent.chmod(0o755)
+            Path(name).chmod(0o755)
+            function(name)
+
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder, onerror=unlock)

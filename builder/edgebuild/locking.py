@@ -1,0 +1,298 @@
+"""Resolves the lock: current Debian packages, and the wheels that pinned requirements mean on each processor.
+
+With `--locked` the lock file is taken as it stands, or refused. Without it, a lock that fits the recipes and whose
+files are all in the store is used, so that a second build needs no network; else everything is resolved anew.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from edgebuild.artifacts.debian import Archive, Resolution, find_archives, resolve_packages
+from edgebuild.artifacts.network import make_client
+from edgebuild.artifacts.pypi import (
+    IndexFile,
+    PinnedRequirement,
+    choose_wheel,
+    find_index_urls,
+    list_files,
+    parse_requirements,
+)
+from edgebuild.artifacts.recipe_file import Recipe, load_recipes
+from edgebuild.artifacts.recipes import is_built
+from edgebuild.artifacts.sources import Sources
+from edgebuild.artifacts.store import Store
+from edgebuild.data import data_path
+from edgebuild.errors import LockError
+from edgebuild.host import Host
+from edgebuild.lock import Lock, LockedArtifact, LockedInput, load_lock, render_lock
+from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
+from edgebuild.progress import Progress
+
+PLATFORMS = (LINUX_AMD64, LINUX_ARM64)
+_SHOWN = 5
+
+
+def obtain_lock(
+    path: Path,
+    *,
+    needed: tuple[tuple[str, Platform], ...],
+    locked: bool,
+    update: bool,
+    host: Host,
+    store: Store,
+    progress: Progress,
+    mirrors: tuple[str, ...] = (),
+    images: Path | None = None,
+) -> Lock:
+    """Return the lock that a build uses; write it to `path` when it was resolved.
+
+    Args:
+        path: The lock file.
+        needed: Artifacts that the build is going to use, with their platforms.
+        locked: Refuse anything but the file as it stands.
+        update: Resolve anew in any case.
+        host: This machine.
+        store: Asked what is there.
+        progress: Told what was decided.
+        mirrors: Debian mirrors given by the user.
+        images: Folder of recipes; None takes edgebuild's own.
+
+    Raises:
+        LockError: With `locked`: the file is missing, broken or does not fit the recipes. Else: it cannot be written.
+        ToolError: Something cannot be resolved.
+    """
+    recipes = load_recipes(images or data_path("images"))
+    if locked:
+        lock = load_lock(path)
+        verify_lock(lock, recipes, path)
+        progress.note(f"lock: {path} as it stands")
+        return lock
+    if not update and path.exists():
+        lock = load_lock(path)
+        if not find_differences(lock, recipes) and _is_at_hand(lock, needed, host, store, progress, images):
+            progress.note(f"lock: {path}, all of it in the store; resolve anew with --update-lock")
+            return lock
+    lock = resolve_lock(host=host, store=store, progress=progress, mirrors=mirrors, images=images)
+    write_lock(lock, path)
+    return lock
+
+
+def resolve_lock(
+    *,
+    host: Host,
+    store: Store,
+    progress: Progress,
+    mirrors: tuple[str, ...] = (),
+    images: Path | None = None,
+) -> Lock:
+    """Resolve all recipes for both platforms.
+
+    Raises:
+        ToolError: A mirror or an index does not answer, or lacks something.
+    """
+    recipes = load_recipes(images or data_path("images"))
+    with (
+        progress.task("resolve Debian packages and wheels") as task,
+        ThreadPoolExecutor(8, thread_name_prefix="resolve") as pool,
+    ):
+        task.status("apt and package index")
+        wheels = pool.submit(_resolve_requirements, recipes, host)
+        debian = _Debian(host, store, mirrors)
+        closures = {
+            (recipe.name, platform): pool.submit(debian.resolve, recipe, platform)
+            for recipe in recipes
+            for platform in PLATFORMS
+            if recipe.file.debian
+        }
+        resolved = {key: future.result() for key, future in closures.items()}
+        files = wheels.result()
+    artifacts = []
+    for recipe in recipes:
+        for platform in PLATFORMS:
+            packages = resolved.get((recipe.name, platform))
+            inputs = (
+                *(_deb_inputs(recipe, packages) if packages else ()),
+                *_pinned_inputs(recipe),
+                *(_wheel_inputs(recipe, files, platform)),
+            )
+            artifacts.append(
+                LockedArtifact(
+                    artifact=recipe.name,
+                    platform="linux/amd64" if platform == LINUX_AMD64 else "linux/arm64",
+                    inputs=tuple(sorted(inputs, key=lambda item: (item.file, item.host))),
+                )
+            )
+    epoch_s = max((found.epoch_s for found in resolved.values()), default=0)
+    return Lock(epoch_s=epoch_s, artifacts=tuple(artifacts))
+
+
+def write_lock(lock: Lock, path: Path) -> None:
+    """Write a lock file, whole or not at all; one with the same content is left alone.
+
+    Raises:
+        LockError: It cannot be written.
+    """
+    data = render_lock(lock)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        if path.exists() and path.read_bytes() == data:
+            return
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise LockError(
+            f"{path}: the lock cannot be written: {error.strerror}", hint="name another place with --lock FILE"
+        ) from error
+
+
+def verify_lock(lock: Lock, recipes: tuple[Recipe, ...], path: Path) -> None:
+    """Refuse a lock that does not fit the recipes.
+
+    Raises:
+        LockError: It names the first differences.
+    """
+    if faults := find_differences(lock, recipes):
+        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise LockError(
+            f"{path} does not fit this edgebuild: {'; '.join(faults[:_SHOWN])}{more}",
+            hint="resolve anew: run once with --update-lock and without --locked",
+            faults=faults,
+        )
+
+
+def find_differences(lock: Lock, recipes: tuple[Recipe, ...]) -> tuple[str, ...]:
+    """Compare a lock with what the recipes declare; versions that recipes leave open are the lock's business."""
+    entries = {(entry.artifact, entry.platform): entry for entry in lock.artifacts}
+    if len(entries) != len(lock.artifacts):
+        return ("an artifact stands there twice",)
+    wanted = {(recipe.name, str(platform)) for recipe in recipes for platform in PLATFORMS}
+    faults = [f"{name} for {platform} is not in it" for name, platform in sorted(wanted - set(entries))]
+    faults += [f"{name} for {platform} has no recipe" for name, platform in sorted(set(entries) - wanted)]
+    for recipe in recipes:
+        for platform in PLATFORMS:
+            if (entry := entries.get((recipe.name, str(platform)))) is not None:
+                faults += [f"{recipe.name} for {platform}: {fault}" for fault in _faults(entry, recipe)]
+    return tuple(faults)
+
+
+def _faults(entry: LockedArtifact, recipe: Recipe) -> Iterator[str]:
+    debs = {item.name for item in entry.inputs if item.kind == "deb"}
+    debian = recipe.file.debian
+    asked, refused = (set(debian.packages), set(debian.leave_out)) if debian else (set(), debs)
+    yield from (f"package {name} is missing" for name in sorted(asked - debs))
+    yield from (f"package {name} is not wanted" for name in sorted(refused & debs))
+    found = {(item.name, item.version, item.sha256, item.host) for item in entry.inputs if item.kind == "pypi"}
+    pinned = {(item.name, item.version, item.sha256, item.host) for item in _pinned_inputs(recipe)}
+    yield from (f"{name} {version} is missing" for name, version, _, _ in sorted(pinned - found))
+    requirements = {item.project: item for item in _requirements(recipe)}
+    wheels = found - pinned
+    for name, version, sha256, _ in sorted(wheels):
+        pin = requirements.get(name)
+        if pin is None or sha256 not in pin.hashes:
+            yield f"{name} {version} is not what the recipe pins"
+    yield from (f"{name} is missing" for name in sorted(set(requirements) - {wheel[0] for wheel in wheels}))
+
+
+def _is_at_hand(
+    lock: Lock,
+    needed: tuple[tuple[str, Platform], ...],
+    host: Host,
+    store: Store,
+    progress: Progress,
+    images: Path | None,
+) -> bool:
+    """Say whether the build can do without network."""
+    sources = Sources(host=host, store=store, progress=progress)
+    return all(
+        is_built(name, platform=platform, lock=lock, host=host, store=store, images=images)
+        or all(sources.has(item) for item in lock.inputs(name, platform, machine=host.machine))
+        for name, platform in needed
+    )
+
+
+class _Debian:
+    """Resolves closures; the host's apt is asked for its mirrors once a suite."""
+
+    def __init__(self, host: Host, store: Store, mirrors: tuple[str, ...]) -> None:
+        self._host = host
+        self._store = store
+        self._archives: dict[str, tuple[Archive, ...]] = {}
+        self._mirrors = mirrors
+
+    def resolve(self, recipe: Recipe, platform: Platform) -> Resolution:
+        assert recipe.file.debian is not None
+        suite = recipe.file.debian.suite
+        if suite not in self._archives:
+            self._archives[suite] = find_archives(suite, host=self._host, mirrors=self._mirrors)
+        return resolve_packages(
+            recipe.file.debian.packages,
+            architecture=platform.debian,
+            archives=self._archives[suite],
+            host=self._host,
+            store=self._store,
+        )
+
+
+def _resolve_requirements(recipes: tuple[Recipe, ...], host: Host) -> dict[str, tuple[IndexFile, ...]]:
+    """List the files of every project that a requirements file pins."""
+    projects = sorted({item.project for recipe in recipes for item in _requirements(recipe)})
+    if not projects:
+        return {}
+    urls = find_index_urls(host)
+    with make_client(host.environment) as client, ThreadPoolExecutor(8) as pool:
+        listed = pool.map(lambda project: list_files(project, urls=urls, client=client), projects)
+        return dict(zip(projects, listed, strict=True))
+
+
+def _requirements(recipe: Recipe) -> tuple[PinnedRequirement, ...]:
+    if not recipe.file.requirements:
+        return ()
+    return parse_requirements(recipe.folder / recipe.file.requirements)
+
+
+def _deb_inputs(recipe: Recipe, resolution: Resolution) -> Iterator[LockedInput]:
+    assert recipe.file.debian is not None
+    for package in resolution.packages:
+        if package.name not in recipe.file.debian.leave_out:
+            yield LockedInput(
+                kind="deb",
+                name=package.name,
+                version=package.version,
+                file=package.path.rpartition("/")[2],
+                archive="security" if package.archive == "security" else "main",
+                path=package.path,
+                sha256=package.sha256,
+                size_bytes=package.size_bytes,
+            )
+
+
+def _pinned_inputs(recipe: Recipe) -> Iterator[LockedInput]:
+    for pin in recipe.file.pypi:
+        yield LockedInput(
+            kind="pypi",
+            name=pin.project,
+            version=pin.version,
+            file=pin.file,
+            host=pin.host,
+            sha256=pin.sha256,
+            size_bytes=pin.size_bytes,
+        )
+
+
+def _wheel_inputs(
+    recipe: Recipe, files: dict[str, tuple[IndexFile, ...]], platform: Platform
+) -> Iterator[LockedInput]:
+    for requirement in _requirements(recipe):
+        wheel = choose_wheel(files[requirement.project], requirement, machine=platform.machine)
+        yield LockedInput(
+            kind="pypi",
+            name=requirement.project,
+            version=requirement.version,
+            file=wheel.file,
+            sha256=wheel.sha256,
+            size_bytes=wheel.size_bytes,
+        )

@@ -1,0 +1,30 @@
+"""The server: the package edgeserve, and edgeverify beside it, with bytecode."""
+
+import shutil
+import sys
+from pathlib import Path
+
+_IMAGES = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(_IMAGES / "lib"))
+
+from arguments import Arguments, RecipeError, run_recipe, say
+from bytecode import compile_tree
+from trees import settle_modes
+
+_PACKAGES = (_IMAGES / "server/edgeserve", _IMAGES / "verify/edgeverify")
+
+
+def build(arguments: Arguments) -> None:
+    """Build the artifact."""
+    say("copy the server")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*~", "*.swp", "*.orig")
+    for package in _PACKAGES:
+        if not (package / "__init__.py").is_file():
+            raise RecipeError(f"{package.name} is not beside this recipe")
+        shutil.copytree(package, arguments.output / package.name, ignore=ignored)
+    compile_tree(arguments.tools_tree(), arguments.output, prefix="/opt/edge/server")
+    settle_modes(arguments.output)
+
+
+if __name__ == "__main__":
+    run_recipe(build)
