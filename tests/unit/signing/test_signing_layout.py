@@ -11,74 +11,32 @@ from pathlib import Path
 import pytest
 
 from edgebuild.errors import SignatureError
-from edgebuild.oci.blob import Blob
 from edgebuild.oci.digest import Digest
-from edgebuild.oci.image import RunConfig, make_image
-from edgebuild.oci.index import Index, make_index
-from edgebuild.oci.layer import Layer, Role
+from edgebuild.oci.index import Index
 from edgebuild.oci.layout import LayoutSink
-from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
 from edgebuild.oci.reference import Reference
 from edgebuild.progress import SilentProgress
 from edgebuild.signing.keys import SigningKey, make_key
 from edgebuild.signing.sign import sign_image
 from edgebuild.signing.verify import NotVerifiedError, load_verifying_key, verify_in_layout
+from tests.support.small_image import publish, small_index
 from tests.vectors.signing.make_vectors import VECTORS
 
 KEY = make_key()
 TAGGED = Reference.parse("reg.example/acme/llm:1.4")
-RUN = RunConfig(
-    user="10001:10001",
-    environment=(("PATH", "/usr/bin"),),
-    entrypoint=("/bin/true",),
-    command=(),
-    working_directory="/",
-    exposed_port=8080,
-    health_command=("/bin/true",),
-    health_interval_s=30,
-    health_start_period_s=5,
-    labels=(),
-)
-
-
-def image_index(text: str = "image") -> Index:
-    def image(profile: str, platform: Platform):  # type: ignore[no-untyped-def]
-        blob = Blob.of_bytes(f"{text} layer of {profile}".encode())
-        digest = Digest.of(blob.read())
-        layer = Layer(
-            role=Role.MODEL,
-            media_type="application/vnd.oci.image.layer.v1.tar",
-            digest=digest,
-            diff_id=digest,
-            blob=blob,
-        )
-        return make_image(
-            profile=profile, platform=platform, layers=(layer,), run=RUN, annotations={}, epoch_s=0
-        )
-
-    return make_index((image("pi4", LINUX_ARM64), image("x86", LINUX_AMD64)), annotations={})
 
 
 def write(
     path: Path, index: Index, key: SigningKey | None, *references: Reference, extend: bool = False
 ) -> None:
     with LayoutSink(path, progress=SilentProgress(), extend=extend) as sink:
-        for image in index.images:
-            for digest, blob in image.blobs().items():
-                sink.put_blob(blob, digest=digest, title="blob")
-            sink.put_manifest(image.manifest, image.descriptor)
-        sink.put_manifest(index.raw, index.descriptor)
-        if key is not None:
-            sign_image(sink, index.digest, key, references=references, epoch_s=0)
-        sink.tag(index.descriptor, "1.4")
-        for image in index.images:
-            sink.tag(image.descriptor, f"1.4-{image.profile}")
+        publish(sink, index, tag="1.4", key=key, references=references)
 
 
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("layout") / "image"
-    write(path, image_index(), KEY, TAGGED)
+    write(path, small_index(), KEY, TAGGED)
     return path
 
 
@@ -140,14 +98,14 @@ def test_everything_is_verified(layout: Path, public: Path) -> None:
 
 
 def test_bundles_alone_are_enough(tmp_path: Path) -> None:
-    write(tmp_path / "image", image_index(), KEY)
+    write(tmp_path / "image", small_index(), KEY)
     (verified,) = verify_in_layout(tmp_path / "image", KEY.public)
     assert {signature.form for _, signature in verified.signatures} == {"bundle"}
 
 
 def test_signing_again_repeats_bit_for_bit(layout: Path, signed: Path) -> None:
     with LayoutSink(layout, progress=SilentProgress(), extend=True) as sink:
-        sign_image(sink, image_index().digest, KEY, references=(TAGGED,), epoch_s=0)
+        sign_image(sink, small_index().digest, KEY, references=(TAGGED,), epoch_s=0)
     for folder in ("", "blobs/sha256"):
         ours, theirs = (
             {path.name: path.read_bytes() for path in (root / folder).iterdir() if path.is_file()}
@@ -159,13 +117,13 @@ def test_signing_again_repeats_bit_for_bit(layout: Path, signed: Path) -> None:
 def test_a_second_signer_is_added(layout: Path) -> None:
     second = make_key()
     with LayoutSink(layout, progress=SilentProgress(), extend=True) as sink:
-        sign_image(sink, image_index().digest, second, references=(TAGGED,), epoch_s=0)
+        sign_image(sink, small_index().digest, second, references=(TAGGED,), epoch_s=0)
     for key in (KEY, second):
         verify_in_layout(layout, key.public)
 
 
 def test_an_unsigned_layout_and_one_by_another_key(tmp_path: Path, signed: Path) -> None:
-    write(tmp_path / "image", image_index(), None)
+    write(tmp_path / "image", small_index(), None)
     assert "is not signed: nothing is attached" in refusal(tmp_path / "image")
     done = device_check(signed, VECTORS / "TEST-ONLY-foreign.pub")
     assert done.returncode == 8
@@ -205,7 +163,7 @@ def test_a_blob_that_is_no_plain_file(layout: Path, kind: str) -> None:
 
 
 def test_an_unsigned_image_beside_a_signed_one(layout: Path) -> None:
-    write(layout, image_index("evil"), None, extend=True)
+    write(layout, small_index("evil"), None, extend=True)
     assert "is not signed: nothing is attached" in refusal(layout)
 
 
