@@ -27,8 +27,18 @@ _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 30
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _NAMESPACES = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave")
-# These are written to whatever --exec-root says: the shims' sockets and the plugins' folder.
-_HIDDEN = ("/run/containerd", "/run/docker")
+# /run/containerd and /run/docker are written to whatever --exec-root says: the daemon gets a /run of its own, in which
+# the rest of the machine's is found under its usual names.
+_START = """\
+set -e
+mkdir host-run
+mount --rbind /run host-run
+mount -t tmpfs -o mode=755 tmpfs /run
+for entry in "$PWD"/host-run/*; do
+    case "$entry" in */containerd | */docker) ;; *) ln -s "$entry" /run/ ;; esac
+done
+exec dockerd --config-file daemon.json
+"""
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWNER = "owner"  # file with the process id of the test run
 
@@ -196,7 +206,6 @@ def running_dockerd(peer: str, *, containerd_store: bool) -> Iterator[DockerDaem
         (folder / "home").mkdir()
         configuration = _configuration(folder, interface, number, runc, containerd_store=containerd_store)
         (folder / "daemon.json").write_text(json.dumps(configuration), "utf-8")
-        stack.callback(_remove_if_empty, [path for path in _HIDDEN if not Path(path).exists()])
         environment = {
             "PATH": f"{prefix}/usr/sbin:{prefix}/usr/bin:{runc}/usr/sbin:{BASE_PATH}",
             "LD_LIBRARY_PATH": f"{libraries}/{_LIBRARIES}:{libraries}/{_LIBRARIES.removeprefix('usr/')}",
@@ -244,9 +253,7 @@ def _configuration(
 
 @contextlib.contextmanager
 def _daemon_process(folder: Path, environment: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    hide = "".join(f"mkdir -p {path} && mount -t tmpfs none {path} && " for path in _HIDDEN)
-    script = f"{hide}exec dockerd --config-file {folder}/daemon.json"
-    argv = [*ENDS_WITH_US, "unshare", *_NAMESPACES, "sh", "-c", script]
+    argv = [*ENDS_WITH_US, "unshare", *_NAMESPACES, "sh", "-c", _START]
     with (folder / "dockerd.log").open("wb") as log:
         process = subprocess.Popen(
             argv,
@@ -255,6 +262,7 @@ def _daemon_process(folder: Path, environment: Mapping[str, str]) -> Iterator["s
             stdout=log,
             stderr=log,
             start_new_session=True,
+            cwd=folder,
         )
     try:
         yield process
@@ -322,9 +330,3 @@ def _retry_rmdir(group: Path) -> None:
             time.sleep(0.02)
         else:
             return
-
-
-def _remove_if_empty(paths: list[str]) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            Path(path).rmdir()

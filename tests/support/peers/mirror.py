@@ -7,6 +7,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 
 from tests.support.peers.errors import PeerUnavailableError
@@ -87,7 +88,7 @@ def _download_once(url: str, target: Path, *, sha256: str, size_bytes: int) -> N
         raise PeerUnavailableError(f"{url} has sha256 {digest.hexdigest()}, pinned is {sha256}")
 
 
-def _open(url: str):  # type: ignore[no-untyped-def]  # urlopen's result is untyped in typeshed
+def _open(url: str) -> HTTPResponse:
     context = ssl.create_default_context()
     if _SYSTEM_CA_FILE.exists():
         context.load_verify_locations(_SYSTEM_CA_FILE)
@@ -95,7 +96,8 @@ def _open(url: str):  # type: ignore[no-untyped-def]  # urlopen's result is unty
         urllib.request.ProxyHandler({**urllib.request.getproxies(), **dict(_apt_proxies())}),
         urllib.request.HTTPSHandler(context=context),
     )
-    return opener.open(url, timeout=_TIMEOUT_S)
+    response: HTTPResponse = opener.open(url, timeout=_TIMEOUT_S)
+    return response
 
 
 def _apt_proxies() -> Iterator[tuple[str, str]]:
