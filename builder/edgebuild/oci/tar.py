@@ -148,7 +148,7 @@ def model_tar(file: Path, name: str) -> ModelTar:
         ImageError: The name is none.
         ToolError: The file cannot be read.
     """
-    if "/" in name:
+    if not name or "/" in name:
         raise ImageError(f"{name!r} is not a file name", hint="a model file lies directly below /models")
     path = _member_path(f"{MODEL_DIRECTORY}/{name}")
     try:
@@ -286,13 +286,16 @@ def _member_path(name: str) -> bytes:
 
 
 def _utf8(name: str, where: Path) -> bytes:
+    """Encode a name; one that the file system gave is the same bytes in every locale."""
+    raw = name.encode(errors="surrogateescape")
     try:
-        return name.encode()
-    except UnicodeEncodeError as error:
+        raw.decode()
+    except UnicodeDecodeError as error:
         raise ImageError(
             f"the name or target of {os.fsencode(where)!r} is not UTF-8",
             hint="rename it: PAX archives hold UTF-8 only",
         ) from error
+    return raw
 
 
 def _header(entry: _Entry, size_bytes: int) -> bytes:
