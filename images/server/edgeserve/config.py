@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 RUNTIME_PATH: Final = "/etc/edgebuild/runtime.json"
 RUNTIME_VARIABLE: Final = "EDGE_RUNTIME"
 SCHEMA_VERSION: Final = 1
-KV_TYPES: Final = ("f16", "q8_0", "q4_0", "f32", "bf16")
+KV_TYPES: Final = ("f16", "q8_0", "q4_0")
 _PREFIX: Final = "EDGE_"
 
 _T = TypeVar("_T")

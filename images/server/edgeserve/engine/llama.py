@@ -32,9 +32,7 @@ from edgeserve.log import Log
 _LARGEST_PASS_TOKENS: Final = 512
 _FAILURES_IN_A_ROW: Final = 3
 _KV_TYPES: Final = {
-    "f32": "GGML_TYPE_F32",
     "f16": "GGML_TYPE_F16",
-    "bf16": "GGML_TYPE_BF16",
     "q8_0": "GGML_TYPE_Q8_0",
     "q4_0": "GGML_TYPE_Q4_0",
 }
