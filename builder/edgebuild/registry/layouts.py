@@ -192,7 +192,7 @@ def _foreign_references(layout: Layout, content: _Content, reference: Reference)
     whole = tuple(content.names)[-1:]
     for subject, _, descriptor in content.signatures:
         named = set(_payload_references(layout, descriptor))
-        own = {name for name, entry in content.names.items() if entry.digest == subject} or set(whole)
+        own = {name for name, entry in content.names.items() if entry.digest == subject} | set(whole)
         if named and not named & {f"{reference.name}:{name}" for name in own}:
             foreign |= dict.fromkeys(sorted(named))
     return tuple(foreign)

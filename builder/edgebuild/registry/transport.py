@@ -3,7 +3,7 @@
 Every request takes this way:
 1. The address is allowed: HTTPS, or plain HTTP to this machine.
 2. The registry's own host, and it alone, sees our authorization.
-3. An answer 401 is met once with a fresh token or the login.
+3. An answer 401 is met with the login or a fresh token.
 4. A redirect of a reading request is followed, also to another host, without authorization.
 5. An unwelcome answer or a broken connection becomes an error, which `send` retries when that makes sense.
 """
@@ -29,6 +29,8 @@ from edgebuild.registry.patience import Limits, Patience
 MANIFEST_BYTES = 4 << 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HOPS = 5
+# More than one: a fresh token may be used up or revoked before it is seen.
+_MAX_CHALLENGES = 3
 # docker/cli: the hub's API is not at the host that its references name.
 _API_HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
@@ -237,7 +239,7 @@ class Transport:
             raise RegistryError(f"{request.call}: {error}", hint="the registry's answer is broken") from error
 
     def _exchange(self, request: Request) -> httpx.Response:
-        url, hops, is_answered = httpx.URL(request.url), 0, False
+        url, hops, challenged = httpx.URL(request.url), 0, 0
         while True:
             self._check_allowed(url, request.call)  # 1.
             is_ours = _origin(url) == self._origin
@@ -245,8 +247,8 @@ class Transport:
             response = self._send(request, url, authorization)
             if response.status_code in request.expect:
                 return response
-            if response.status_code == 401 and is_ours and not is_answered:  # 3.
-                is_answered = True
+            if response.status_code == 401 and is_ours and challenged < _MAX_CHALLENGES:  # 3.
+                challenged += 1
                 challenges = parse_challenges(response.headers.get_list("WWW-Authenticate"))
                 body = self._drain(response)
                 if self._authorizer.answer(challenges, sent=authorization):
@@ -332,8 +334,6 @@ class Transport:
 
     def _read(self, response: httpx.Response, call: Call, *, cap_bytes: int) -> bytes:
         """Read a small body, with an end to its size and to its time."""
-        if response.request.method == "HEAD":
-            return b""
         until_s = time.monotonic() + self.limits.deadline_s
         body = bytearray()
         for chunk in response.iter_raw():
@@ -351,11 +351,10 @@ class Transport:
         """Read the beginning of a body that only explains a refusal, and be done with the answer."""
         body = bytearray()
         try:
-            if response.request.method != "HEAD":
-                for chunk in response.iter_raw():
-                    body += chunk
-                    if len(body) >= ERROR_BODY_BYTES:
-                        break
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) >= ERROR_BODY_BYTES:
+                    break
         except httpx.HTTPError:
             pass  # the status is known, and it is what counts
         finally:

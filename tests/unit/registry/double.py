@@ -36,6 +36,7 @@ class Recorded:
     headers: dict[str, str]
     received_bytes: int
     status: int
+    port: int
 
 
 @dataclass(slots=True)
@@ -92,6 +93,7 @@ class Double:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     double: Double
     received = 0
 
@@ -154,6 +156,7 @@ class Handler(BaseHTTPRequestHandler):
                 headers={k.lower(): v for k, v in self.headers.items()},
                 received_bytes=self.received,
                 status=status,
+                port=self.client_address[1],
             )
         )
 

@@ -43,7 +43,7 @@ def test_right_login(make_double: MakeDouble, sink_of: OpenSink, tmp_path: Path,
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_no_login(make_double: MakeDouble, sink_of: OpenSink, auth: str) -> None:
     double = make_double(auth=auth)
-    with pytest.raises(RegistryError, match="401 (?i:UNAUTHORIZED)") as error:
+    with pytest.raises(RegistryError, match=r"401 (?i:UNAUTHORIZED)") as error:
         push(sink_of, double, {})
     assert error.value.hint == f"log in first: docker login {double.host}"
 
@@ -54,7 +54,7 @@ def test_wrong_password(
 ) -> None:
     double = make_double(auth=auth)
     environment = write_config(tmp_path, login_of(double, password="not-the-one"))
-    with pytest.raises(RegistryError, match="401 (?i:UNAUTHORIZED)") as error:
+    with pytest.raises(RegistryError, match=r"401 (?i:UNAUTHORIZED)") as error:
         push(sink_of, double, environment)
     assert "was refused; log in again: docker login" in error.value.hint
     assert "not-the-one" not in f"{error.value!r} {error.value.message} {error.value.hint} {progress.notes}"
@@ -94,7 +94,7 @@ def test_tokens_end_in_the_middle_of_a_push(
 def test_tokens_that_never_hold(make_double: MakeDouble, sink_of: OpenSink, tmp_path: Path) -> None:
     double = make_double(auth="bearer")
     double.uses_per_token = 0
-    with pytest.raises(RegistryError, match="401 (?i:UNAUTHORIZED)"):
+    with pytest.raises(RegistryError, match=r"401 (?i:UNAUTHORIZED)"):
         push(sink_of, double, write_config(tmp_path, login_of(double)))
 
 

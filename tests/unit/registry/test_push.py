@@ -405,3 +405,14 @@ def test_access_is_checked_without_a_trace(double: Double, sink_of: OpenSink) ->
 
 def test_patience_of_the_tests_is_short() -> None:
     assert FAST.deadline_s < Limits().deadline_s
+
+
+def test_one_connection_is_enough(double: Double, sink_of: OpenSink, blob: Blob) -> None:
+    """Answers without a body, to HEAD above all, must not cost the connection."""
+    sink = sink_of(double)
+    sink.put_blob(blob, digest=digest_of(blob), title="m")
+    sink.put_blob(blob, digest=digest_of(blob), title="m")
+    sink.put_manifest(*manifest())
+    sink.tag(manifest()[1], "1")
+    assert sink.get_manifest("2") is None
+    assert len({r.port for r in double.requests}) == 1
