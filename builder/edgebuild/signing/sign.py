@@ -8,14 +8,14 @@ from edgebuild.oci.blob import Blob
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.reference import Reference
-from edgebuild.oci.referrers import SignatureSink, signature_tag
+from edgebuild.oci.referrers import SignatureSink, fallback_tag, signature_tag
 from edgebuild.signing.bundle import EMPTY_CONFIG, make_bundle, make_referral, make_signature_statement
 from edgebuild.signing.keys import SigningKey
 from edgebuild.signing.payload import add_signatures
-from edgeverify.bundle import COSIGN_SIGN
-from edgeverify.documents import parse_object
+from edgeverify.bundle import BUNDLE, COSIGN_SIGN
+from edgeverify.documents import check_digest, field, objects, parse_object
 from edgeverify.errors import VerificationError
-from edgeverify.image import MANIFEST_BYTES
+from edgeverify.image import CANDIDATES, MANIFEST_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,8 @@ def sign_image(
     """Sign an index and every manifest in it, or one manifest.
 
     The image must be in the sink; its tags need not be, so that a pipeline can name it last, when nobody can any more
-    pull it unsigned. Signing again with the same key and epoch adds nothing.
+    pull it unsigned. Signing again with the same key adds nothing (in a registry that lists referrers itself: with the
+    same epoch, too).
 
     Args:
         sink: Where the image lies.
@@ -133,10 +134,34 @@ def _write_legacy(sink: SignatureSink, digest: Digest, key: SigningKey, names: t
 
 def _write_bundle(sink: SignatureSink, subject: Descriptor, key: SigningKey, epoch_s: int | None) -> None:
     bundle = make_bundle(make_signature_statement(subject.digest), key)
+    if _is_listed(sink, subject.digest, Digest.of(bundle)):
+        return
     referral = make_referral(bundle, subject=subject, predicate_type=COSIGN_SIGN, epoch_s=epoch_s)
     _put(sink, referral.bundle, f"bundle of {subject.digest.short}")
     _put(sink, EMPTY_CONFIG, f"bundle of {subject.digest.short}")
     sink.put_referrer(referral.manifest, referral.descriptor, subject.digest)
+
+
+def _is_listed(sink: SignatureSink, subject: Digest, bundle: Digest) -> bool:
+    """Tell whether the fallback index leads to this very bundle, be it in a manifest with another time of creation.
+
+    Where the registry lists referrers itself there is no such index; there the same manifest is simply written again.
+    What cannot be read leads nowhere: `put_referrer` refuses a broken index, and a broken manifest is not ours.
+    """
+    try:
+        index = parse_object(
+            sink.get_manifest(fallback_tag(subject)) or b"{}", what="", max_bytes=MANIFEST_BYTES
+        )
+        listed = [entry for entry in objects(index.get("manifests")) if entry.get("artifactType") == BUNDLE]
+        for entry in listed[:CANDIDATES]:
+            raw = sink.get_manifest(check_digest(entry.get("digest"), what="")) or b"{}"
+            manifest = parse_object(raw, what="", max_bytes=MANIFEST_BYTES)
+            layers = [layer.get("digest") for layer in objects(manifest.get("layers"))]
+            if layers == [str(bundle)] and field(manifest, "subject", "digest") == str(subject):
+                return True
+    except VerificationError:
+        return False
+    return False
 
 
 def _put(sink: SignatureSink, data: bytes, title: str) -> None:

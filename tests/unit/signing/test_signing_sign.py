@@ -112,6 +112,15 @@ def test_signing_twice_changes_nothing(api: bool) -> None:
     assert (repository.tags, repository.manifests, repository.blobs) == before
 
 
+def test_another_time_of_creation_adds_no_second_bundle() -> None:
+    repository = MemoryRepository()
+    image = repository.add_image()
+    sign(repository, image, TAGGED, epoch_s=None)
+    before = dict(repository.tags), dict(repository.manifests), dict(repository.blobs)
+    sign(repository, image, TAGGED, epoch_s=1_577_836_800)
+    assert (repository.tags, repository.manifests, repository.blobs) == before
+
+
 def test_two_places_get_the_same_bytes() -> None:
     first, second = MemoryRepository(), MemoryRepository()
     for repository in (first, second):
