@@ -1,6 +1,7 @@
 """Writing layouts: what appears, what is kept, and what is left when something fails."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -384,11 +385,14 @@ def test_a_disk_that_is_full_at_the_last_step(tmp_path: Path, model: Path, peers
 
 
 def fill_up(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
+    def write_on(file: io.FileIO, size_bytes: int) -> None:
+        while True:
+            file.write(bytes(size_bytes))
+
+    with io.FileIO(path, "w") as file:
         for size_bytes in (1 << 20, 4096):
             with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-                while True:
-                    file.write(bytes(size_bytes))
+                write_on(file, size_bytes)
 
 
 def test_a_read_only_disk(tmp_path: Path, model: Path, peers: Peers) -> None:
