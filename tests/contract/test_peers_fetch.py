@@ -146,7 +146,7 @@ def test_a_peer_that_cannot_be_had_skips_or_fails(
     (tmp_path / "test_it.py").write_text("def test_it(crane): crane.run('version')\n", "utf-8")
     environment = {
         **os.environ,
-        "PYTHONPATH": os.fspath(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join([os.fspath(REPOSITORY), *sys.path]),
         "EDGEBUILD_TEST_CACHE": os.fspath(tmp_path / "cache"),
         "EDGEBUILD_TEST_MIRROR": "http://127.0.0.1:1",
     }
