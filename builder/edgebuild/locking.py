@@ -19,11 +19,10 @@ from edgebuild.artifacts.pypi import (
     list_files,
     parse_requirements,
 )
-from edgebuild.artifacts.recipe_file import Recipe, load_recipes
-from edgebuild.artifacts.recipes import is_built
+from edgebuild.artifacts.recipe_file import Recipe, load_recipe, load_recipes
+from edgebuild.artifacts.recipes import TOOLCHAIN, is_built
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
-from edgebuild.data import data_path
 from edgebuild.errors import LockError
 from edgebuild.host import Host
 from edgebuild.lock import Lock, LockedArtifact, LockedInput, load_lock, render_lock
@@ -43,8 +42,7 @@ def obtain_lock(
     host: Host,
     store: Store,
     progress: Progress,
-    mirrors: tuple[str, ...] = (),
-    images: Path | None = None,
+    sources: Sources | None = None,
 ) -> Lock:
     """Return the lock that a build uses; write it to `path` when it was resolved.
 
@@ -56,14 +54,14 @@ def obtain_lock(
         host: This machine.
         store: Asked what is there.
         progress: Told what was decided.
-        mirrors: Debian mirrors given by the user.
-        images: Folder of recipes; None takes edgebuild's own.
+        sources: Where recipes and inputs come from; None takes edgebuild's own recipes and asks the host.
 
     Raises:
         LockError: With `locked`: the file is missing, broken or does not fit the recipes. Else: it cannot be written.
         ToolError: Something cannot be resolved.
     """
-    recipes = load_recipes(images or data_path("images"))
+    source = sources or Sources(host=host, store=store, progress=progress)
+    recipes = load_recipes(source.images)
     if locked:
         lock = load_lock(path)
         verify_lock(lock, recipes, path)
@@ -71,10 +69,10 @@ def obtain_lock(
         return lock
     if not update and path.exists():
         lock = load_lock(path)
-        if not find_differences(lock, recipes) and _is_at_hand(lock, needed, host, store, progress, images):
+        if not find_differences(lock, recipes) and _is_at_hand(lock, needed, host, store, source):
             progress.note(f"lock: {path}, all of it in the store; resolve anew with --update-lock")
             return lock
-    lock = resolve_lock(host=host, store=store, progress=progress, mirrors=mirrors, images=images)
+    lock = resolve_lock(host=host, store=store, progress=progress, sources=source)
     write_lock(lock, path)
     return lock
 
@@ -84,22 +82,22 @@ def resolve_lock(
     host: Host,
     store: Store,
     progress: Progress,
-    mirrors: tuple[str, ...] = (),
-    images: Path | None = None,
+    sources: Sources | None = None,
 ) -> Lock:
     """Resolve all recipes for both platforms.
 
     Raises:
         ToolError: A mirror or an index does not answer, or lacks something.
     """
-    recipes = load_recipes(images or data_path("images"))
+    source = sources or Sources(host=host, store=store, progress=progress)
+    recipes = load_recipes(source.images)
     with (
         progress.task("resolve Debian packages and wheels") as task,
         ThreadPoolExecutor(8, thread_name_prefix="resolve") as pool,
     ):
         task.status("apt and package index")
         wheels = pool.submit(_resolve_requirements, recipes, host)
-        debian = _Debian(host, store, mirrors)
+        debian = _Debian(host, store, source.mirrors)
         closures = {
             (recipe.name, platform): pool.submit(debian.resolve, recipe, platform)
             for recipe in recipes
@@ -145,7 +143,8 @@ def write_lock(lock: Lock, path: Path) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise LockError(
-            f"{path}: the lock cannot be written: {error.strerror}", hint="name another place with --lock FILE"
+            f"{path}: the lock cannot be written: {error.strerror}",
+            hint="name another place with --lock FILE",
         ) from error
 
 
@@ -166,7 +165,7 @@ def verify_lock(lock: Lock, recipes: tuple[Recipe, ...], path: Path) -> None:
 
 def find_differences(lock: Lock, recipes: tuple[Recipe, ...]) -> tuple[str, ...]:
     """Compare a lock with what the recipes declare; versions that recipes leave open are the lock's business."""
-    entries = {(entry.artifact, entry.platform): entry for entry in lock.artifacts}
+    entries = {(entry.artifact, str(entry.platform)): entry for entry in lock.artifacts}
     if len(entries) != len(lock.artifacts):
         return ("an artifact stands there twice",)
     wanted = {(recipe.name, str(platform)) for recipe in recipes for platform in PLATFORMS}
@@ -185,7 +184,9 @@ def _faults(entry: LockedArtifact, recipe: Recipe) -> Iterator[str]:
     asked, refused = (set(debian.packages), set(debian.leave_out)) if debian else (set(), debs)
     yield from (f"package {name} is missing" for name in sorted(asked - debs))
     yield from (f"package {name} is not wanted" for name in sorted(refused & debs))
-    found = {(item.name, item.version, item.sha256, item.host) for item in entry.inputs if item.kind == "pypi"}
+    found = {
+        (item.name, item.version, item.sha256, item.host) for item in entry.inputs if item.kind == "pypi"
+    }
     pinned = {(item.name, item.version, item.sha256, item.host) for item in _pinned_inputs(recipe)}
     yield from (f"{name} {version} is missing" for name, version, _, _ in sorted(pinned - found))
     requirements = {item.project: item for item in _requirements(recipe)}
@@ -202,15 +203,22 @@ def _is_at_hand(
     needed: tuple[tuple[str, Platform], ...],
     host: Host,
     store: Store,
-    progress: Progress,
-    images: Path | None,
+    sources: Sources,
 ) -> bool:
     """Say whether the build can do without network."""
-    sources = Sources(host=host, store=store, progress=progress)
-    return all(
-        is_built(name, platform=platform, lock=lock, host=host, store=store, images=images)
-        or all(sources.has(item) for item in lock.inputs(name, platform, machine=host.machine))
+    missing = [
+        (name, platform)
         for name, platform in needed
+        if not is_built(
+            load_recipe(sources.images, name), platform=platform, lock=lock, host=host, store=store
+        )
+    ]
+    if missing:
+        missing.append((TOOLCHAIN, Platform.of_machine(host.machine)))
+    return all(
+        sources.has(item)
+        for name, platform in missing
+        for item in lock.inputs(name, platform, machine=host.machine)
     )
 
 

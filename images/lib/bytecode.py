@@ -47,7 +47,7 @@ def compile_tree(tools: Path, root: Path, *, prefix: str) -> None:
         RecipeError: A source does not compile.
     """
     done = subprocess.run(
-        [*python_argv(tools), "-S", "-E", "-c", _COMPILE, root, prefix],
+        [*python_argv(tools), "-S", "-B", "-P", "-c", _COMPILE, root, prefix],
         env=python_environment(tools),
         capture_output=True,
         text=True,

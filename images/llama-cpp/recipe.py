@@ -36,7 +36,9 @@ MARCH = {
 LIBRARIES = ("libllama.so", "libggml.so", "libggml-base.so")
 MODULES = ("llama_cpp.py", "_ctypes_extensions.py")
 # The libraries of the image's root file system that the engine may need, and the newest symbols it may want.
-SYSTEM_LIBRARIES = re.compile(r"(libc|libm|libpthread|libdl|librt)\.so\.[0-9]+|ld-linux-[a-z0-9-]+\.so\.[0-9]+")
+SYSTEM_LIBRARIES = re.compile(
+    r"(libc|libm|libpthread|libdl|librt)\.so\.[0-9]+|ld-linux-[a-z0-9-]+\.so\.[0-9]+"
+)
 GLIBC_LIMIT = (2, 31)
 OPTIONS = (
     "CMAKE_BUILD_TYPE=Release",
@@ -171,7 +173,10 @@ def compile_libraries(arguments: Arguments, work: Path) -> None:
     }
     cmake = tools / "cmake/data/bin/cmake"
     say("configure llama.cpp; the first time zig compiles its C++ library, about a minute")
-    run([cmake, "-G", "Ninja", "-S", source, "-B", destination, *(f"-D{option}" for option in options)], environment)
+    run(
+        [cmake, "-G", "Ninja", "-S", source, "-B", destination, *(f"-D{option}" for option in options)],
+        environment,
+    )
     run([tools / "ninja-program", "-C", destination, f"-j{arguments.jobs}", "llama"], environment)
 
 
@@ -184,7 +189,12 @@ def run(argv: list[str | Path], environment: dict[str, str]) -> None:
     step = re.compile(r"\[(\d+/\d+)\] ")
     tail: list[str] = []
     with subprocess.Popen(
-        argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        argv,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -78,7 +78,9 @@ def build(arguments: Arguments) -> None:
     """Build the artifact."""
     root = arguments.output
     say("unpack Debian packages")
-    debs = sorted(arguments.inputs.glob("*.deb"), key=lambda deb: (not deb.name.startswith("base-files_"), deb.name))
+    debs = sorted(
+        arguments.inputs.glob("*.deb"), key=lambda deb: (not deb.name.startswith("base-files_"), deb.name)
+    )
     for deb in debs:
         unpack_deb(deb, root, wanted=is_wanted)
     write_remedies(root)
@@ -121,7 +123,9 @@ def write_remedies(root: Path) -> None:
     link(openssl / "cert.pem", "../../../etc/ssl/certs/ca-certificates.crt")
     link(openssl / "certs", "../../../etc/ssl/certs")
     # libc-bin's postinst installs nsswitch.conf; without nss modules beyond glibc's own this is all there is.
-    (root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\nservices: files\n")
+    (root / "etc/nsswitch.conf").write_text(
+        "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"
+    )
     # The link belongs to python3-minimal, which would bring dpkg and tar.
     link(root / "usr/bin/python3", "python3.13")
 
@@ -167,7 +171,9 @@ def check_libraries(root: Path, machine: str) -> None:
         if elf.machine != machine:
             raise RecipeError(f"{place} is for {elf.machine}, not {machine}")
         for needed in elf.needed:
-            if not any((folder / needed).is_file() for folder in (triplet, root / "usr/lib", root / "usr/lib64")):
+            if not any(
+                (folder / needed).is_file() for folder in (triplet, root / "usr/lib", root / "usr/lib64")
+            ):
                 raise RecipeError(f"{place} needs {needed}, which no package of the recipe brings")
     if not found:
         raise RecipeError("no program was unpacked")

@@ -4,13 +4,13 @@ import shutil
 import sys
 from pathlib import Path
 
-_IMAGES = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(_IMAGES / "lib"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from arguments import Arguments, RecipeError, run_recipe, say
 from bytecode import compile_tree
 from trees import settle_modes
 
+_IMAGES = Path(__file__).resolve().parent.parent
 _PACKAGES = (_IMAGES / "server/edgeserve", _IMAGES / "verify/edgeverify")
 
 

@@ -21,13 +21,15 @@ _UNWANTED = re.compile(r"usr/share/(?!python3/)|etc/|var/|usr/lib/.*/(gconv|audi
 def build(arguments: Arguments) -> None:
     """Build the artifact."""
     say("unpack Python for the host")
-    debs = sorted(arguments.inputs.glob("*.deb"), key=lambda deb: (not deb.name.startswith("base-files_"), deb.name))
+    debs = sorted(
+        arguments.inputs.glob("*.deb"), key=lambda deb: (not deb.name.startswith("base-files_"), deb.name)
+    )
     for deb in debs:
         unpack_deb(deb, arguments.output, wanted=lambda name: not _UNWANTED.match(name))
     settle_modes(arguments.output)
     probe = "import sys, marshal, zlib, hashlib; print('.'.join(map(str, sys.version_info[:2])))"
     done = subprocess.run(
-        [*python_argv(arguments.output), "-S", "-E", "-c", probe],
+        [*python_argv(arguments.output), "-S", "-B", "-P", "-c", probe],
         env=python_environment(arguments.output),
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -239,9 +239,7 @@ class _PrivateApt:
 
     def records(self, packages: tuple[str, ...]) -> dict[str, dict[str, str]]:
         """Read the archive's records of package versions, by path in the archive."""
-        done = run(
-            ["apt-cache", "show", "--", *packages], environment=self._environment, hint=_NO_APT_HINT
-        )
+        done = run(["apt-cache", "show", "--", *packages], environment=self._environment, hint=_NO_APT_HINT)
         found = {}
         for stanza in done.stdout.split("\n\n"):
             fields = dict(re.findall(r"^([A-Za-z0-9-]+): (.*)$", stanza, re.MULTILINE))
@@ -251,10 +249,10 @@ class _PrivateApt:
 
     def newest_release_s(self) -> int:
         """Read the dates of the Release files; the newest counts."""
-        dates = []
-        for path in (self._folder / "state/lists").glob("*Release"):
-            if match := re.search(r"^Date: (.+)$", path.read_text("utf-8", "replace"), re.MULTILINE):
-                dates.append(int(parsedate_to_datetime(match[1]).timestamp()))
+        releases = (self._folder / "state/lists").glob("*Release")
+        texts = [path.read_text("utf-8", "replace") for path in releases]
+        lines = [match[1] for text in texts if (match := re.search(r"^Date: (.+)$", text, re.MULTILINE))]
+        dates = [int(parsedate_to_datetime(line).timestamp()) for line in lines]
         if not dates:
             raise ToolError(f"no Release file with a date is among the lists in {self._folder}")
         return max(dates)
@@ -278,8 +276,7 @@ def _index_targets(host: Host) -> Iterator[tuple[str, str]]:
             yield site, release
 
 
-def _best(targets: tuple[tuple[str, str], ...], wanted: object) -> str | None:
-    assert callable(wanted)
+def _best(targets: tuple[tuple[str, str], ...], wanted: Callable[[str], bool]) -> str | None:
     return next((site for site, release in targets if wanted(release)), None)
 
 

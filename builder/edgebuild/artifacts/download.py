@@ -223,7 +223,7 @@ class _TryAgainError(Exception):
 
 def _starts_at(response: httpx.Response, offset_bytes: int) -> bool:
     """Check that a partial answer begins where it was asked to; RFC 9110, 14.4."""
-    return response.headers.get("content-range", "").startswith(f"bytes {offset_bytes}-")
+    return str(response.headers.get("content-range", "")).startswith(f"bytes {offset_bytes}-")
 
 
 def _length(response: httpx.Response, start_bytes: int) -> int:

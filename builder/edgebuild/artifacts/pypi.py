@@ -78,9 +78,13 @@ def find_index_urls(host: Host) -> tuple[str, ...]:
     settings = _pip_settings(host)
     main = environment.get("PIP_INDEX_URL") or settings.get("index-url") or _uv_index(host)
     extra = f"{environment.get('PIP_EXTRA_INDEX_URL', '')} {settings.get('extra-index-url', '')}".split()
-    urls = dict.fromkeys(url.rstrip("/") + "/" for url in (main, *extra) if url.startswith(("http:", "https:")))
+    urls = dict.fromkeys(
+        url.rstrip("/") + "/" for url in (main, *extra) if url.startswith(("http:", "https:"))
+    )
     if not urls:
-        raise ToolError(f"the package index {main!r} is not on the web", hint="set PIP_INDEX_URL to an https address")
+        raise ToolError(
+            f"the package index {main!r} is not on the web", hint="set PIP_INDEX_URL to an https address"
+        )
     return tuple(urls)
 
 

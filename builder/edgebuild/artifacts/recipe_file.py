@@ -116,7 +116,7 @@ class Recipe:
         """
         # Of its own folder only what lies there directly: an image's sources name their folders.
         own = [path for path in self.folder.glob("*") if path.is_file()]
-        shared = [path for path in (self.images / _LIBRARY).glob("*.py")]
+        shared = list((self.images / _LIBRARY).glob("*.py"))
         named = [path for name in self.file.artifact.sources for path in (self.images / name).rglob("*")]
         kept = {path for path in (*own, *shared, *named) if path.is_file() and is_source(path)}
         try:
@@ -127,7 +127,9 @@ class Recipe:
                 )
             )
         except OSError as error:
-            raise ToolError(f"recipe {self.name}: {error.filename} cannot be read: {error.strerror}") from error
+            raise ToolError(
+                f"recipe {self.name}: {error.filename} cannot be read: {error.strerror}"
+            ) from error
 
 
 def is_source(path: Path) -> bool:
@@ -147,14 +149,17 @@ def load_recipe(images: Path, name: str) -> Recipe:
         return Recipe(name=name, images=images, file=RecipeFile.model_validate(document))
     except FileNotFoundError as error:
         raise ToolError(
-            f"no recipe builds {name!r}: {path} is not there", hint="this is a broken installation of edgebuild"
+            f"no recipe builds {name!r}: {path} is not there",
+            hint="this is a broken installation of edgebuild",
         ) from error
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ToolError(f"{path}: cannot be read: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise ToolError(f"{path}: {place}: {fault['msg']}", hint="compare it with the recipes beside it") from error
+        raise ToolError(
+            f"{path}: {place}: {fault['msg']}", hint="compare it with the recipes beside it"
+        ) from error
 
 
 def load_recipes(images: Path) -> tuple[Recipe, ...]:

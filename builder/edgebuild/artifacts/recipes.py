@@ -6,6 +6,7 @@
 3. Else inputs are fetched and checked, and the recipe runs offline in an empty folder.
 """
 
+import shutil
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from edgebuild.artifacts.recipe_file import Recipe, load_recipe
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json, pretty_json
-from edgebuild.data import data_path
 from edgebuild.errors import StoreError, ToolError
 from edgebuild.host import Host
 from edgebuild.lock import Lock, LockedInput
@@ -58,7 +58,6 @@ def build_artifact(
     progress: Progress,
     sources: Sources | None = None,
     variants: tuple[str, ...] = (),
-    images: Path | None = None,
 ) -> Artifact:
     """Return an artifact, built now if the store does not have it.
 
@@ -69,16 +68,16 @@ def build_artifact(
         host: This machine.
         store: Keeps it.
         progress: Told of downloads and of the recipe's steps.
-        sources: Where inputs come from; None asks the host's apt, pip and uv.
+        sources: Where recipes and inputs come from; None takes edgebuild's own recipes and asks the host's apt, pip and uv.
         variants: CPU variants, for the recipe llama-cpp; empty means all that it knows.
-        images: Folder of recipes; None takes edgebuild's own.
 
     Raises:
         ToolError: A download or the recipe failed.
         LockError: The lock does not know the recipe.
         StoreError: The disk is full.
     """
-    recipe = load_recipe(images or data_path("images"), name)
+    source = sources or Sources(host=host, store=store, progress=progress)
+    recipe = load_recipe(source.images, name)
     inputs = lock.inputs(name, platform, machine=host.machine)
     # Step 1.
     document = _key_document(recipe, inputs, platform, lock, variants)
@@ -86,7 +85,6 @@ def build_artifact(
     # Step 2.
     if (found := store.find("artifact", key)) is not None:
         return Artifact(name=name, platform=platform, key=key, tree=found / "tree")
-    fetch = sources or Sources(host=host, store=store, progress=progress)
     tools = None
     if recipe.file.artifact.needs:
         tools = build_artifact(
@@ -96,8 +94,7 @@ def build_artifact(
             host=host,
             store=store,
             progress=progress,
-            sources=fetch,
-            images=images,
+            sources=source,
         ).tree
 
     def build(folder: Path) -> None:
@@ -105,24 +102,29 @@ def build_artifact(
         work = folder / "work"
         given = work / "inputs"
         given.mkdir(parents=True)
-        for item, path in zip(inputs, fetch.fetch_all(inputs), strict=True):
+        for item, path in zip(inputs, source.fetch_all(inputs), strict=True):
             (given / item.file).symlink_to(path)
-        arguments: list[str | Path] = ["--inputs", given, "--output", folder / "tree", "--jobs", str(host.cpu_count)]
+        arguments: list[str | Path] = [
+            "--inputs",
+            given,
+            "--output",
+            folder / "tree",
+            "--jobs",
+            str(host.cpu_count),
+        ]
         arguments += ["--tools", tools] if tools else []
         arguments += ["--variants", ",".join(variants)] if variants else []
         run_recipe(recipe, platform, arguments, work=work, host=host, store=store, progress=progress)
-        _remove_work(work)
+        shutil.rmtree(work)
         (folder / "artifact.json").write_bytes(pretty_json(document))
 
     entry = store.make("artifact", key, build)
     return Artifact(name=name, platform=platform, key=key, tree=entry / "tree")
 
 
-def is_built(
-    name: str, *, platform: Platform, lock: Lock, host: Host, store: Store, images: Path | None = None
-) -> bool:
+def is_built(recipe: Recipe, *, platform: Platform, lock: Lock, host: Host, store: Store) -> bool:
     """Say whether the store has an artifact of this lock, with the recipe's own variants."""
-    recipe = load_recipe(images or data_path("images"), name)
+    name = recipe.name
     inputs = lock.inputs(name, platform, machine=host.machine)
     key = Digest.of(canonical_json(_key_document(recipe, inputs, platform, lock, ())))
     return store.find("artifact", key) is not None
@@ -195,10 +197,5 @@ def _key_document(
 
 def _upstream_version(version: str) -> str:
     """Strip Debian's epoch and revision: "3.13.5-2+deb13u5" gives "3.13.5"."""
-    return version.partition(":")[2] or version.rpartition("-")[0] if ":" in version else version.rpartition("-")[0]
-
-
-def _remove_work(work: Path) -> None:
-    from shutil import rmtree
-
-    rmtree(work)
+    without_epoch = version.partition(":")[2] or version
+    return without_epoch.rpartition("-")[0] or without_epoch

@@ -86,7 +86,12 @@ class Seal:
             {
                 "format": _FORMAT,
                 "paths": {
-                    name: [path.kind, path.executable, path.content, path.stamp.to_json() if path.stamp else None]
+                    name: [
+                        path.kind,
+                        path.executable,
+                        path.content,
+                        path.stamp.to_json() if path.stamp else None,
+                    ]
                     for name, path in self.paths.items()
                 },
             }

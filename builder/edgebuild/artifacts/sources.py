@@ -1,4 +1,4 @@
-"""Where locked inputs come from when they are not in the store: this host's Debian mirrors and package index."""
+"""Where recipes and their inputs come from: edgebuild's own folder, this host's Debian mirrors and package index."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ from edgebuild.artifacts.download import Wanted, download, find_download
 from edgebuild.artifacts.network import make_client
 from edgebuild.artifacts.pypi import find_file, find_index_urls
 from edgebuild.artifacts.store import Store
+from edgebuild.data import data_path
 from edgebuild.errors import ToolError
 from edgebuild.host import Host
 from edgebuild.lock import LockedInput
@@ -24,7 +25,13 @@ class Sources:
     """Fetches inputs into the store. Mirrors and indexes are looked up once, when the first input is missing."""
 
     def __init__(
-        self, *, host: Host, store: Store, progress: Progress, mirrors: tuple[str, ...] = ()
+        self,
+        *,
+        host: Host,
+        store: Store,
+        progress: Progress,
+        mirrors: tuple[str, ...] = (),
+        images: Path | None = None,
     ) -> None:
         """Make ready; nothing is asked yet.
 
@@ -33,11 +40,13 @@ class Sources:
             store: Takes the files.
             progress: Told of each download.
             mirrors: Debian mirrors given by the user; see `find_archives`.
+            images: Folder of recipes; None takes edgebuild's own.
         """
+        self.images = images or data_path("images")
+        self.mirrors = mirrors
         self._host = host
         self._store = store
         self._progress = progress
-        self._mirrors = mirrors
         self._guard = threading.Lock()
         self._archives: tuple[Archive, ...] = ()
         self._indexes: tuple[str, ...] = ()
@@ -78,7 +87,7 @@ class Sources:
     def _deb(self, item: LockedInput) -> tuple[str, dict[str, str]]:
         with self._guard:
             if not self._archives:
-                self._archives = find_archives(SUITE, host=self._host, mirrors=self._mirrors)
+                self._archives = find_archives(SUITE, host=self._host, mirrors=self.mirrors)
         archive = next((found for found in self._archives if found.name == item.archive), None)
         if archive is None:
             raise ToolError(

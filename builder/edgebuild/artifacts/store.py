@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild.artifacts.locks import locked, try_locked
-from edgebuild.artifacts.seals import Seal, Stamp, find_damage, is_untouched, make_seal
+from edgebuild.artifacts.seals import Seal, find_damage, is_untouched, make_seal
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import StoreError
 from edgebuild.oci.digest import Digest
@@ -84,7 +84,7 @@ class Store:
             seal = self._read_seal(seal_path)
             if seal is None:
                 return None
-            if not is_untouched(folder, seal) and not self._reseal(kind, folder, seal):
+            if not is_untouched(folder, seal) and not self._reseal(kind, key, seal):
                 return None
             # A store on a read-only disk is fine to read from.
             with suppress(OSError):
@@ -255,10 +255,15 @@ class Store:
             return None
         return Seal.parse(raw)
 
-    def _reseal(self, kind: str, folder: Path, seal: Seal) -> bool:
+    def _reseal(self, kind: str, key: Digest, seal: Seal) -> bool:
         """Let the bytes decide about an entry whose files look touched."""
+        folder = self._entry(kind, key)
         if damage := find_damage(folder, seal):
-            self._progress.note(f"{kind} {folder.name[:12]} in the store is damaged ({damage}); making it anew")
+            self._progress.note(f"{kind} {key.short} in the store is damaged ({damage}); making it anew")
+            # Told once. Whoever holds the lock is making it anew already.
+            with suppress(OSError), try_locked(self._lock_path(kind, key)) as free:
+                if free:
+                    _seal_of(folder).unlink(missing_ok=True)
             return False
         with suppress(OSError):
             _write_atomically(_seal_of(folder), make_seal(folder).to_json())
