@@ -73,7 +73,7 @@ class Descriptor:
         if not isinstance(media_type, str) or not isinstance(digest, str):
             raise ValueError("a descriptor lacks mediaType or digest")
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"descriptor {digest} has no size")
+            raise ValueError(f"descriptor {digest!r} has no size")
         return cls(
             media_type=media_type,
             digest=Digest.parse(digest),

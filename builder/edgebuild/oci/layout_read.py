@@ -171,10 +171,10 @@ class Layout:
         config = self.document(config_descriptor)
         settings = self._object(config, config_descriptor.digest)
         layers = self._descriptors(manifest, "layers", descriptor)
-        annotations = parsed.get("annotations") or {}
+        annotations = parsed.get("annotations")
+        stated = annotations.get(media.PROFILE_ANNOTATION, "") if isinstance(annotations, dict) else ""
         return Image(
-            profile=descriptor.annotations.get(media.PROFILE_ANNOTATION)
-            or str(annotations.get(media.PROFILE_ANNOTATION, "")),
+            profile=descriptor.annotations.get(media.PROFILE_ANNOTATION) or str(stated),
             platform=self._platform(settings, config_descriptor),
             layers=self._layers(layers, settings, config_descriptor),
             config=config,
