@@ -91,8 +91,7 @@ class FaultyRegistry:
         self.stopping = threading.Event()
         self.errors: list[Exception] = []
         self._injections: list[Injection] = []
-        self._recorded: list[Recorded] = []
-        self._in_flight = 0
+        self._recorded: list[Recorded | None] = []  # None while the request is under way
         self._changed = threading.Condition()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -114,13 +113,13 @@ class FaultyRegistry:
 
     @property
     def requests(self) -> tuple[Recorded, ...]:
-        """Every request that is over, in the order of their ends.
+        """Every request that is over, in the order in which they came.
 
         Waits a moment for those whose answer is on its way, so that a client may look at once after its last one.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._in_flight == 0, _SETTLE_S)
-            return tuple(self._recorded)
+            self._changed.wait_for(lambda: None not in self._recorded, _SETTLE_S)
+            return tuple(request for request in self._recorded if request is not None)
 
     def reference(self, repository: str, tag: str = "latest") -> str:
         """Name an image in this registry."""
@@ -145,16 +144,16 @@ class FaultyRegistry:
         """Return what shall go wrong with a request, by the first fault that it meets."""
         return next((one.effect for one in self._injections if one.strikes(method, path)), None)
 
-    def begin(self) -> None:
-        """Note that a request has come."""
+    def begin(self) -> int:
+        """Note that a request has come; return its number."""
         with self._changed:
-            self._in_flight += 1
+            self._recorded.append(None)
+            return len(self._recorded) - 1
 
-    def record(self, request: Recorded) -> None:
-        """Note a request that is over."""
+    def record(self, number: int, request: Recorded) -> None:
+        """Note that a request is over."""
         with self._changed:
-            self._recorded.append(request)
-            self._in_flight -= 1
+            self._recorded[number] = request
             self._changed.notify_all()
 
     def __enter__(self) -> Self:
@@ -226,7 +225,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._route_path, self._query = unquote(url.path), url.query
         self._unread = self._body()
         registry = self.server.registry
-        registry.begin()
+        number = registry.begin()
         effect = registry.effect_on(self.command, self.path)
         try:
             self._send(self._answer(effect), effect)
@@ -243,6 +242,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             registry.record(
+                number,
                 Recorded(
                     method=self.command,
                     path=self._route_path,
@@ -251,7 +251,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     received_bytes=self._received,
                     sent_bytes=self._sent,
                     status=self._status,
-                )
+                ),
             )
 
     def _answer(self, effect: Effect | None) -> Response:
