@@ -26,7 +26,7 @@ from edgebuild.registry.faults import RefusedError, TransientError, lie
 from edgebuild.registry.transport import Answer, Body, Request, Transport
 
 # Large enough to keep a fast line busy, small enough to be sent again.
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 64 << 20
 # How registries say that they do not take uploads in parts.
 _NO_PATCH = frozenset({400, 404, 405, 411, 415, 416, 501})
 # How they say that a session is gone or stands elsewhere.
