@@ -98,7 +98,7 @@ def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _place(path: Path, mark: yaml.Mark | None) -> str:
+def _place(path: Path, mark: Any) -> str:  # yaml has two kinds of Mark, one of them C
     return str(path) if mark is None else f"{path}:{mark.line + 1}"
 
 

@@ -14,19 +14,19 @@ from pathlib import Path
 from edgebuild import __version__
 from edgebuild.artifacts.store import Store
 from edgebuild.contents import make_contents
-from edgebuild.engine.native import NativeEngine
-from edgebuild.errors import UsageError
+from edgebuild.engine.native import EMULATOR, NativeEngine
+from edgebuild.errors import ImageError, UsageError
 from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
 from edgebuild.host import Host
-from edgebuild.locking import LockOptions, settle_lock
+from edgebuild.lock import Lock
+from edgebuild.locking import obtain_lock
 from edgebuild.model.quantize import quantize
-from edgebuild.model.source import ModelFile
+from edgebuild.model.source import ModelFile, file_digest
 from edgebuild.oci.blob import Blob
-from edgebuild.oci.digest import Digest
 from edgebuild.oci.image import Image, make_image, rfc3339
 from edgebuild.oci.index import Index, make_index
 from edgebuild.oci.layer import Layer, Role
-from edgebuild.oci.layout import LayoutSink
+from edgebuild.oci.layout import LayoutSink, read_layout
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import SignatureSink
@@ -48,6 +48,23 @@ from edgebuild.signing.keys import SigningKey
 from edgebuild.signing.sign import sign_image
 from edgebuild.smoke import SmokeResult, smoke_test
 from edgebuild.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockOptions:
+    """How packages are chosen.
+
+    Attributes:
+        path: The lock file.
+        locked: Refuse anything that it does not hold.
+        update: Resolve anew, whatever it holds.
+        mirrors: Debian mirrors given by the user; empty takes those of the host's apt.
+    """
+
+    path: Path
+    locked: bool
+    update: bool
+    mirrors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,18 +149,17 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
     wanted = {profile.name: _check_fit(request, profile) for profile in request.profiles}
 
     # (2) Settle which packages go in.
-    platforms = tuple(dict.fromkeys(profile.oci_platform for profile in request.profiles))
     watch = Stopwatch()
     with watch.step("lock"):
-        lock = settle_lock(
-            request.lock,
-            platforms=_needed_platforms(request, context.host, platforms, wanted),
-            host=context.host,
-            store=context.store,
-            progress=context.progress,
+        lock = _obtain_lock(
+            request,
+            context,
+            quantizes=any(target != request.model.spec.quantization for target in wanted.values()),
         )
     engine = NativeEngine(lock=lock, store=context.store, host=context.host, progress=context.progress)
-    epoch_s = context.host.source_date_epoch_s or lock.epoch_s or VERSION_EPOCH_S
+    epoch_s = context.host.source_date_epoch_s
+    if epoch_s is None:
+        epoch_s = lock.epoch_s or VERSION_EPOCH_S
 
     # (3, 4) Quantise each type once, then plan with the true sizes.
     models: dict[str, ModelFile] = {}
@@ -184,7 +200,7 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         # (9) Signed before it has a name: nobody can pull it unsigned.
         if request.key is not None:
             references = () if request.reference is None else (request.reference,)
-            sign_image(sink, index.digest, request.key, references=references, epoch_s=epoch_s)
+            sign_image(sink, index.digest, request.key, references=references, epoch_s=None)
 
         # (10) Names last.
         for image in index.images:
@@ -206,13 +222,22 @@ def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:
     return target
 
 
-def _needed_platforms(
-    request: ImageRequest, host: Host, platforms: tuple[Platform, ...], wanted: Mapping[str, str]
-) -> tuple[Platform, ...]:
-    """Add this machine's platform where its own build of the engine quantises."""
-    if all(target == request.model.spec.quantization for target in wanted.values()):
-        return platforms
-    return tuple(dict.fromkeys((*platforms, Platform.of_machine(host.machine))))
+def _obtain_lock(request: ImageRequest, context: Context, *, quantizes: bool) -> Lock:
+    here = Platform.of_machine(context.host.machine)
+    platforms = dict.fromkeys(profile.oci_platform for profile in request.profiles)
+    needed = [(name, platform) for platform in platforms for name in ARTIFACTS.values()]
+    needed += [(ARTIFACTS[Role.ENGINE], here)] if quantizes else []
+    needed += [(EMULATOR, here)] if request.is_tested else []
+    return obtain_lock(
+        request.lock.path,
+        needed=tuple(dict.fromkeys(needed)),
+        locked=request.lock.locked,
+        update=request.lock.update,
+        host=context.host,
+        store=context.store,
+        progress=context.progress,
+        mirrors=request.lock.mirrors,
+    )
 
 
 def _prepare(model: ModelFile, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:
@@ -222,7 +247,7 @@ def _prepare(model: ModelFile, target: str, *, engine: NativeEngine, context: Co
     return quantize(
         model,
         target,
-        source_digest=context.store.file_digest(model.path, progress=context.progress),
+        source_digest=file_digest(model.path, seals=context.store, progress=context.progress),
         library=library.tree,
         library_key=library.key,
         store=context.store,
@@ -281,25 +306,54 @@ def _build_image(
     smoke = None
     if request.is_tested:
         with watch.step("smoke"):
-            smoke = run_smoke_test(image, plan.profile, engine=engine, context=context)
+            smoke = test_image(image, engine=engine, context=context)
     sink.put_blob(Blob.of_bytes(image.config), digest=image.config_digest, title="config")
     sink.put_manifest(image.manifest, image.descriptor)
     return BuiltImage(image=image, plan=plan, engine=engine.name, smoke=smoke, seconds=watch.seconds())
 
 
-def run_smoke_test(
-    image: Image, profile: DeviceProfile, *, engine: NativeEngine, context: Context
-) -> SmokeResult:
+def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:
     """Start one image on its profile's processor model and ask it a question."""
     return smoke_test(
         image,
-        cpu_model=profile.cpu.model,
-        cpu_variant=profile.cpu.variant,
         qemu=engine.emulator(image.platform),
-        scratch=context.store.scratch(),
+        scratch=context.store.scratch("smoke"),
         host=context.host,
         progress=context.progress,
     )
+
+
+def test_layout(
+    path: Path, profiles: tuple[str, ...], options: LockOptions, context: Context
+) -> tuple[tuple[Image, SmokeResult], ...]:
+    """Start the images of a layout and ask each a question.
+
+    Args:
+        path: The layout.
+        profiles: Which images; empty means all.
+        options: How the emulator's package is chosen.
+        context: This machine, the store and progress.
+
+    Raises:
+        ImageError: An image is missing, or does not start, answer, choose the right variant or stop.
+    """
+    images = read_layout(path).index().images
+    known = {image.profile: image for image in images}
+    if missing := [name for name in profiles if name not in known]:
+        raise ImageError(f"{path} holds no image for {missing[0]!r}", hint=f"it holds {', '.join(known)}")
+    lock = obtain_lock(
+        options.path,
+        needed=((EMULATOR, Platform.of_machine(context.host.machine)),),
+        locked=options.locked,
+        update=options.update,
+        host=context.host,
+        store=context.store,
+        progress=context.progress,
+        mirrors=options.mirrors,
+    )
+    engine = NativeEngine(lock=lock, store=context.store, host=context.host, progress=context.progress)
+    chosen = tuple(image for image in images if not profiles or image.profile in profiles)
+    return tuple((image, test_image(image, engine=engine, context=context)) for image in chosen)
 
 
 @contextmanager
@@ -326,15 +380,3 @@ def _index_annotations(plans: list[BuildPlan], epoch_s: int) -> dict[str, str]:
         "org.opencontainers.image.title": f"{plans[0].model.name} for {names}",
         "dev.edgebuild.version": __version__,
     }
-
-
-__all__ = [
-    "ARTIFACTS",
-    "BuildResult",
-    "BuiltImage",
-    "Context",
-    "Digest",
-    "ImageRequest",
-    "build_images",
-    "run_smoke_test",
-]

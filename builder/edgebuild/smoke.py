@@ -54,25 +54,15 @@ class SmokeResult:
     answer: str
 
 
-def smoke_test(
-    image: Image,
-    *,
-    cpu_model: str,
-    cpu_variant: str,
-    qemu: Path,
-    scratch: Path,
-    host: Host,
-    progress: Progress,
-) -> SmokeResult:
+def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress: Progress) -> SmokeResult:
     """Start the image, wait until it is ready, ask one question, stop it.
 
     Steps: (1) unpack the layers, (2) start the entrypoint in a namespace, (3) wait for ready, (4) compare the engine
     variant that it loaded, (5) ask, (6) stop it with SIGTERM and see that it ends by itself.
 
     Args:
-        image: The image; its blobs are read where they are.
-        cpu_model: qemu's name of the processor.
-        cpu_variant: Engine variant that this processor must load.
+        image: The image; its blobs are read where they are. Its labels name the processor model and the engine variant
+            that this must load.
         qemu: Static qemu-user for the image's platform.
         scratch: Folder to unpack in; it must allow executables.
         host: This machine.
@@ -82,6 +72,9 @@ def smoke_test(
         ImageError: The image does not start, answer, choose the right variant or stop.
         ToolError: This machine cannot run the check.
     """
+    cpu_model, cpu_variant = (
+        _label(image, name) for name in ("dev.edgebuild.cpu.model", "dev.edgebuild.cpu.expected")
+    )
     with (
         progress.task(f"smoke test {image.profile} on {cpu_model}") as task,
         tempfile.TemporaryDirectory(dir=scratch, prefix="smoke-") as folder,
@@ -117,6 +110,13 @@ def smoke_test(
                 server.terminate()
                 _wait_stopped(server, image, log)
     return SmokeResult(cpu_model=cpu_model, cpu_variant=loaded, ready_s=round(ready_s, 2), answer=answer)
+
+
+def _label(image: Image, name: str) -> str:
+    value = image.labels().get(name, "")
+    if not value:
+        raise ImageError(f"image {image.digest.short} has no label {name}", hint="build it with edgebuild")
+    return value
 
 
 def unpack(layers: tuple[Layer, ...], root: Path) -> None:

@@ -12,13 +12,13 @@ from edgebuild.cli.passwords import load_key, password_option
 from edgebuild.cli.report import build_document, render_build
 from edgebuild.errors import PlanError, UsageError
 from edgebuild.fit import estimate_quantized, make_fit, planned_quantization
-from edgebuild.locking import LockOptions
 from edgebuild.model.source import ModelFile, load_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
-from edgebuild.pipeline import BuildResult, Context, ImageRequest, build_images
+from edgebuild.pipeline import BuildResult, Context, ImageRequest, LockOptions, build_images
 from edgebuild.profile import QUANTIZATIONS, DeviceProfile, load_profile
-from edgebuild.registry.copy import push_layout
+from edgebuild.registry.layouts import push_layout
+from edgebuild.registry.push import open_sink
 
 
 @click.command(name="image")
@@ -62,7 +62,13 @@ from edgebuild.registry.copy import push_layout
 )
 @click.option("--locked", is_flag=True, help="Refuse anything that the lock file does not hold.")
 @click.option("--update-lock", is_flag=True, help="Take the current packages, whatever the lock file holds.")
-@click.option("--mirror", metavar="URL", help="Debian mirror, instead of the one that apt uses.")
+@click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    metavar="URL",
+    help="Debian mirror, instead of those that apt uses; may be given several times.",
+)
 @common_options
 def command(
     session: Session,
@@ -80,7 +86,7 @@ def command(
     lock_file: str,
     locked: bool,
     update_lock: bool,
-    mirror: str | None,
+    mirrors: tuple[str, ...],
 ) -> None:
     """Build a signed image for one or more devices.
 
@@ -101,7 +107,7 @@ def command(
         output=layout,
         reference=target,
         push=push,
-        lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirror=mirror),
+        lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirrors=mirrors),
         is_tested=not no_test,
         key=signer,
         key_name=Path(key).name if key else "",
@@ -111,7 +117,8 @@ def command(
     store = Store(host.cache_directory, progress=session.progress)
     result = build_images(request, Context(host=host, store=store, progress=session.progress))
     if push and layout is not None and target is not None:
-        push_layout(read_layout(layout), target, environment=host.environment, progress=session.progress)
+        with open_sink(target, environment=host.environment, progress=session.progress) as sink:
+            push_layout(read_layout(layout), target, sink=sink, progress=session.progress)
     session.give(build_document(result, request))
     session.say(render_build(result, request))
     session.say(_next_steps(result, request, key))

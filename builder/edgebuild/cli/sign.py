@@ -66,7 +66,7 @@ def _sign_layout(
             layout.main().digest,
             signer,
             references=references,
-            epoch_s=session.host.source_date_epoch_s,
+            epoch_s=None,
         )
 
 
@@ -88,5 +88,9 @@ def _sign_in_registry(
             else (reference.with_tag(reference.tag or "latest"),)
         )
         return sign_image(
-            sink, manifest.digest, signer, references=named, epoch_s=session.host.source_date_epoch_s
+            sink,
+            manifest.descriptor.digest,
+            signer,
+            references=named,
+            epoch_s=None,
         )

@@ -18,6 +18,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bars
+from rich.progress import Task as BarTask
+from rich.text import Text
 
 from edgebuild.progress import Task
 
@@ -87,18 +89,18 @@ class RichProgress:
 class _Size(DownloadColumn):
     """Bytes done of all; nothing for work without a size."""
 
-    def render(self, task):  # type: ignore[no-untyped-def] - rich's own signature
-        return super().render(task) if task.total else ""
+    def render(self, task: BarTask) -> Text:
+        return super().render(task) if task.total else Text("")
 
 
 class _Rate(TransferSpeedColumn):
-    def render(self, task):  # type: ignore[no-untyped-def]
-        return super().render(task) if task.total else ""
+    def render(self, task: BarTask) -> Text:
+        return super().render(task) if task.total else Text("")
 
 
 class _Left(TimeRemainingColumn):
-    def render(self, task):  # type: ignore[no-untyped-def]
-        return super().render(task) if task.total else ""
+    def render(self, task: BarTask) -> Text:
+        return super().render(task) if task.total else Text("")
 
 
 class _Bar:

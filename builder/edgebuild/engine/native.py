@@ -1,6 +1,7 @@
 """The native engine: recipes run on this host, without daemon, root or emulation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgebuild.artifacts.layers import artifact_layer
 from edgebuild.artifacts.recipes import Artifact, build_artifact
@@ -10,7 +11,10 @@ from edgebuild.lock import Lock
 from edgebuild.oci.layer import Layer, Role
 from edgebuild.oci.platform import Platform
 from edgebuild.plan import ARTIFACTS, PREFIXES
+from edgebuild.profile import CPU_VARIANTS
 from edgebuild.progress import Progress
+
+EMULATOR = "qemu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +44,33 @@ class NativeEngine:
         Raises:
             ToolError: A download or a program failed.
         """
-        return artifact_layer(self.artifact(ARTIFACTS[role], platform), role=role, prefix=PREFIXES[role], store=self.store)
+        artifact = self.artifact(ARTIFACTS[role], platform)
+        return artifact_layer(artifact, role=role, prefix=PREFIXES[role], store=self.store)
 
     def artifact(self, name: str, platform: Platform) -> Artifact:
         """Return an artifact by its name, built for `platform` or taken from the store."""
-        return build_artifact(name, platform=platform, lock=self.lock, host=self.host, store=self.store, progress=self.progress)
+        return build_artifact(
+            name, platform=platform, lock=self.lock, host=self.host, store=self.store, progress=self.progress
+        )
+
+    def host_library(self) -> Artifact:
+        """Return the engine's library for this machine, with which models are quantised.
+
+        No CPU variant but the plainest is compiled: quantising uses ggml's own portable code.
+        """
+        platform = Platform.of_machine(self.host.machine)
+        return build_artifact(
+            "llama-cpp",
+            platform=platform,
+            lock=self.lock,
+            host=self.host,
+            store=self.store,
+            progress=self.progress,
+            variants=(CPU_VARIANTS[platform.architecture][0],),
+        )
+
+    def emulator(self, platform: Platform) -> Path:
+        """Return a static qemu-user that runs programs of `platform` on this machine."""
+        return (
+            self.artifact(EMULATOR, Platform.of_machine(self.host.machine)).tree / f"qemu-{platform.machine}"
+        )

@@ -1,6 +1,7 @@
 """Quantising: a 16-bit GGUF file made smaller by llama.cpp's own library, once, and kept in the store."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from edgebuild.artifacts.store import Store
@@ -65,11 +66,17 @@ def quantize(
 
 
 def _run_library(
-    source: Path, destination: Path, quantization: str, *, library: Path, host: Host, on_line
+    source: Path,
+    destination: Path,
+    quantization: str,
+    *,
+    library: Path,
+    host: Host,
+    on_line: Callable[[str], None],
 ) -> None:
     worker = Path(__file__).with_name("quantize_worker.py")
     environment = {"PYTHONPATH": str(library), "PATH": host.environment.get("PATH", ""), "LANG": "C.UTF-8"}
-    argv = [
+    argv: list[str | Path] = [
         sys.executable,
         "-P",
         worker,

@@ -20,7 +20,7 @@ def main(source: str, destination: str, file_type: int, threads: int) -> int:
     errors: list[str] = []
     pending = ""
 
-    @llama_cpp.llama_log_callback
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
     def on_log(level: int, text: bytes, _data: object) -> None:
         nonlocal pending
         pending += text.decode(errors="replace")

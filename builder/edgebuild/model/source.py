@@ -1,5 +1,6 @@
 """Where a model comes from: for now, a GGUF file of the user's or the demo model."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from edgebuild.data import data_path
 from edgebuild.errors import ModelError
 from edgebuild.gguf import read_gguf_header
 from edgebuild.model_spec import ModelSpec, make_model_spec
+from edgebuild.oci.blob import CHUNK_BYTES
+from edgebuild.oci.digest import Digest
+from edgebuild.oci.seals import WHOLE_FILE, Seals
+from edgebuild.progress import Progress
 
 DEMO_MODEL = "demo"
 
@@ -47,6 +52,33 @@ def load_model(reference: str, *, working_directory: Path) -> ModelFile:
         )
     header = read_gguf_header(path)
     return ModelFile(path=path, spec=make_model_spec(header, file_name=path.name))
+
+
+def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:
+    """Return the sha256 of a model's file, hashed once as long as the file does not change.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    known = seals.known_digest(path, WHOLE_FILE)
+    if known is not None:
+        return known
+    state = hashlib.sha256()
+    try:
+        with (
+            path.open("rb") as file,
+            progress.task(f"hash {path.name}", total_bytes=path.stat().st_size) as task,
+        ):
+            while chunk := file.read(CHUNK_BYTES):
+                state.update(chunk)
+                task.advance(len(chunk))
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read: {error.strerror}", hint="check the file and its permissions"
+        ) from error
+    digest = Digest(state.hexdigest())
+    seals.remember_digest(path, WHOLE_FILE, digest)
+    return digest
 
 
 def demo_model_path() -> Path:
