@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild import __version__
+from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.contents import make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
 from edgebuild.errors import ImageError, UsageError
 from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
 from edgebuild.host import Host
-from edgebuild.lock import Lock
 from edgebuild.locking import obtain_lock
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile, file_digest
@@ -150,16 +150,12 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
 
     # (2) Settle which packages go in.
     watch = Stopwatch()
+    quantizes = any(target != request.model.spec.quantization for target in wanted.values())
     with watch.step("lock"):
-        lock = _obtain_lock(
-            request,
-            context,
-            quantizes=any(target != request.model.spec.quantization for target in wanted.values()),
-        )
-    engine = NativeEngine(lock=lock, store=context.store, host=context.host, progress=context.progress)
+        engine = _open_engine(request.lock, _needed(request, context, quantizes=quantizes), context)
     epoch_s = context.host.source_date_epoch_s
     if epoch_s is None:
-        epoch_s = lock.epoch_s or VERSION_EPOCH_S
+        epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
 
     # (3, 4) Quantise each type once, then plan with the true sizes.
     models: dict[str, ModelFile] = {}
@@ -168,7 +164,7 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         target = wanted[profile.name]
         with watch.step("quantize"):
             if target not in models:
-                models[target] = _prepare(request.model, target, engine=engine, context=context)
+                models[target] = _prepare(request, target, engine=engine, context=context)
         plans.append(make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s))
     plans.sort(key=lambda plan: plan.demand)
     for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
@@ -222,34 +218,47 @@ def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:
     return target
 
 
-def _obtain_lock(request: ImageRequest, context: Context, *, quantizes: bool) -> Lock:
+def _needed(request: ImageRequest, context: Context, *, quantizes: bool) -> tuple[tuple[str, Platform], ...]:
+    """List the artifacts that the build is going to use."""
     here = Platform.of_machine(context.host.machine)
     platforms = dict.fromkeys(profile.oci_platform for profile in request.profiles)
     needed = [(name, platform) for platform in platforms for name in ARTIFACTS.values()]
     needed += [(ARTIFACTS[Role.ENGINE], here)] if quantizes else []
     needed += [(EMULATOR, here)] if request.is_tested else []
-    return obtain_lock(
-        request.lock.path,
-        needed=tuple(dict.fromkeys(needed)),
-        locked=request.lock.locked,
-        update=request.lock.update,
-        host=context.host,
-        store=context.store,
-        progress=context.progress,
-        mirrors=request.lock.mirrors,
+    return tuple(dict.fromkeys(needed))
+
+
+def _open_engine(
+    options: LockOptions, needed: tuple[tuple[str, Platform], ...], context: Context
+) -> NativeEngine:
+    """Settle which packages go in, and make ready to build with them."""
+    host, store, progress = context.host, context.store, context.progress
+    sources = Sources(host=host, store=store, progress=progress, mirrors=options.mirrors)
+    lock = obtain_lock(
+        options.path,
+        needed=needed,
+        locked=options.locked,
+        update=options.update,
+        host=host,
+        store=store,
+        progress=progress,
+        sources=sources,
     )
+    return NativeEngine(lock=lock, sources=sources, store=store, host=host, progress=progress)
 
 
-def _prepare(model: ModelFile, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:
+def _prepare(request: ImageRequest, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:
+    model = request.model
     if target == model.spec.quantization:
         return model
-    library = engine.host_library()
+    here = Platform.of_machine(context.host.machine)
+    is_wanted = any(profile.oci_platform == here for profile in request.profiles)
     return quantize(
         model,
         target,
         source_digest=file_digest(model.path, seals=context.store, progress=context.progress),
-        library=library.tree,
-        library_key=library.key,
+        library=lambda: engine.host_library(with_variants=is_wanted).tree,
+        library_source=engine.library_source(),
         store=context.store,
         host=context.host,
         progress=context.progress,
@@ -341,17 +350,7 @@ def test_layout(
     known = {image.profile: image for image in images}
     if missing := [name for name in profiles if name not in known]:
         raise ImageError(f"{path} holds no image for {missing[0]!r}", hint=f"it holds {', '.join(known)}")
-    lock = obtain_lock(
-        options.path,
-        needed=((EMULATOR, Platform.of_machine(context.host.machine)),),
-        locked=options.locked,
-        update=options.update,
-        host=context.host,
-        store=context.store,
-        progress=context.progress,
-        mirrors=options.mirrors,
-    )
-    engine = NativeEngine(lock=lock, store=context.store, host=context.host, progress=context.progress)
+    engine = _open_engine(options, ((EMULATOR, Platform.of_machine(context.host.machine)),), context)
     chosen = tuple(image for image in images if not profiles or image.profile in profiles)
     return tuple((image, test_image(image, engine=engine, context=context)) for image in chosen)
 

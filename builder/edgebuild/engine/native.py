@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild.artifacts.layers import artifact_layer
-from edgebuild.artifacts.recipes import Artifact, build_artifact
+from edgebuild.artifacts.recipe_file import load_recipe
+from edgebuild.artifacts.recipes import Artifact, build_artifact, is_built
+from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.host import Host
 from edgebuild.lock import Lock
+from edgebuild.oci.digest import Digest
 from edgebuild.oci.layer import Layer, Role
 from edgebuild.oci.platform import Platform
 from edgebuild.plan import ARTIFACTS, PREFIXES
@@ -23,12 +26,14 @@ class NativeEngine:
 
     Attributes:
         lock: Inputs of every recipe, by hash.
+        sources: Where recipes and their inputs come from.
         store: Keeps downloads, trees and layers.
         host: This machine.
         progress: Told how far it is.
     """
 
     lock: Lock
+    sources: Sources
     store: Store
     host: Host
     progress: Progress
@@ -49,28 +54,42 @@ class NativeEngine:
 
     def artifact(self, name: str, platform: Platform) -> Artifact:
         """Return an artifact by its name, built for `platform` or taken from the store."""
-        return build_artifact(
-            name, platform=platform, lock=self.lock, host=self.host, store=self.store, progress=self.progress
-        )
+        return self._build(name, platform, variants=())
 
-    def host_library(self) -> Artifact:
+    def host_library(self, *, with_variants: bool) -> Artifact:
         """Return the engine's library for this machine, with which models are quantised.
 
-        No CPU variant but the plainest is compiled: quantising uses ggml's own portable code.
+        Args:
+            with_variants: Whether to build what goes into images of this platform, because one is wanted anyway. Else
+                only the plainest CPU variant is compiled: quantising uses ggml's own portable code.
         """
-        platform = Platform.of_machine(self.host.machine)
-        return build_artifact(
-            "llama-cpp",
-            platform=platform,
-            lock=self.lock,
-            host=self.host,
-            store=self.store,
-            progress=self.progress,
-            variants=(CPU_VARIANTS[platform.architecture][0],),
-        )
+        here = Platform.of_machine(self.host.machine)
+        name = ARTIFACTS[Role.ENGINE]
+        recipe = load_recipe(self.sources.images, name)
+        if with_variants or is_built(recipe, platform=here, lock=self.lock, host=self.host, store=self.store):
+            return self.artifact(name, here)
+        return self._build(name, here, variants=(CPU_VARIANTS[here.architecture][0],))
+
+    def library_source(self) -> Digest:
+        """Return the sha256 of the source archive that the engine is built from: what quantising depends on."""
+        here = Platform.of_machine(self.host.machine)
+        inputs = self.lock.inputs(ARTIFACTS[Role.ENGINE], here, machine=self.host.machine)
+        return next(Digest(item.sha256) for item in inputs if item.file.endswith(".tar.gz"))
 
     def emulator(self, platform: Platform) -> Path:
         """Return a static qemu-user that runs programs of `platform` on this machine."""
         return (
             self.artifact(EMULATOR, Platform.of_machine(self.host.machine)).tree / f"qemu-{platform.machine}"
+        )
+
+    def _build(self, name: str, platform: Platform, *, variants: tuple[str, ...]) -> Artifact:
+        return build_artifact(
+            name,
+            platform=platform,
+            lock=self.lock,
+            host=self.host,
+            store=self.store,
+            progress=self.progress,
+            sources=self.sources,
+            variants=variants,
         )

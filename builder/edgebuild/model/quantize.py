@@ -23,8 +23,8 @@ def quantize(
     quantization: str,
     *,
     source_digest: Digest,
-    library: Path,
-    library_key: Digest,
+    library: Callable[[], Path],
+    library_source: Digest,
     store: Store,
     host: Host,
     progress: Progress,
@@ -35,8 +35,8 @@ def quantize(
         model: The 16-bit model.
         quantization: llama.cpp's name of the type, e.g. "Q4_K_M".
         source_digest: sha256 of the model's file.
-        library: Folder that holds the package `llama_cpp`, built for this machine.
-        library_key: Identity of that build.
+        library: Gives the folder that holds the package `llama_cpp` for this machine; called only when there is work.
+        library_source: sha256 of the source that it is built from.
         store: Keeps the result.
         host: This machine.
         progress: Told how far it is.
@@ -50,15 +50,16 @@ def quantize(
         "format": 1,
         "source": str(source_digest),
         "type": quantization,
-        "library": str(library_key),
+        "library": str(library_source),
         "name": name,
     }
     key = Digest.of(canonical_json(recipe))
 
     def build(folder: Path) -> None:
+        package = library()
         with progress.task(f"quantise {model.spec.name} to {quantization}") as task:
             _run_library(
-                model.path, folder / name, quantization, library=library, host=host, on_line=task.status
+                model.path, folder / name, quantization, library=package, host=host, on_line=task.status
             )
 
     path = store.make("model", key, build) / name
