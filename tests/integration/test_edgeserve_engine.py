@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from edgeserve.config import EngineSettings
 from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import EngineError, Finish, FinishReason, Request, Sampling, Token
 from edgeserve.log import Log
-
 from tests.support.tiny_gguf import BOS, write_tiny_gguf
 
 _GREEDY = Sampling(temperature=0.0)
@@ -20,7 +20,7 @@ def engine(llama_host: Path, tiny_model: Path) -> Iterator[LlamaEngine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(llama_host))
         patch.setenv("LLAMA_CPP_LIB_PATH", str(llama_host / "llama_cpp" / "lib"))
-        settings = EngineSettings(context_tokens=_CONTEXT, batch_tokens=64, slots=3, threads=2)
+        settings = EngineSettings(context_tokens=_CONTEXT, batch_tokens=64, slots=3, threads=1)
         loaded = LlamaEngine((str(tiny_model),), settings, Log())
         yield loaded
         loaded.close()
@@ -30,7 +30,10 @@ def _request(
     engine: LlamaEngine, name: str, text: str, *, output_tokens: int = 12, sampling: Sampling = _GREEDY
 ) -> Request:
     return Request(
-        id=name, prompt=(BOS, *engine.tokenize(text, special=False)), output_tokens=output_tokens, sampling=sampling
+        id=name,
+        prompt=(BOS, *engine.tokenize(text, special=False)),
+        output_tokens=output_tokens,
+        sampling=sampling,
     )
 
 
@@ -83,7 +86,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(engine: LlamaEngine) -> None:
     while not engine.step():
         pass
     engine.submit(_request(engine, "slow", "left right " * 60, output_tokens=2))
-    order = []
+    order: list[str] = []
     while "slow" not in order:
         order.extend(event.request_id for event in engine.step())
     assert order.count("quick") > 1
@@ -136,7 +139,9 @@ def test_a_seed_repeats_and_another_differs(engine: LlamaEngine) -> None:
 
 def test_top_k_1_is_greedy_at_any_temperature(engine: LlamaEngine) -> None:
     greedy, _ = _run(engine, _request(engine, "a", "Obstacle"))
-    cut, _ = _run(engine, _request(engine, "a", "Obstacle", sampling=Sampling(temperature=2.0, top_k=1, seed=3)))
+    cut, _ = _run(
+        engine, _request(engine, "a", "Obstacle", sampling=Sampling(temperature=2.0, top_k=1, seed=3))
+    )
     assert cut == greedy
 
 
@@ -175,7 +180,9 @@ def test_tokenises_any_text(engine: LlamaEngine) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model" * 100])
-def test_says_which_file_is_no_model(llama_host: Path, engine: LlamaEngine, tmp_path: Path, content: bytes) -> None:
+def test_says_which_file_is_no_model(
+    llama_host: Path, engine: LlamaEngine, tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
     with pytest.raises(EngineError, match=r"broken\.gguf"):

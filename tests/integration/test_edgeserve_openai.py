@@ -34,7 +34,11 @@ def tiny(tiny_server: ServerProcess) -> Iterator[OpenAI]:
 def test_chat(scripted: OpenAI) -> None:
     answer = scripted.chat.completions.create(model=MODEL_NAME, messages=_ASK, temperature=0)
     choice = answer.choices[0]
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "I am fine.", "stop")
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == (
+        "assistant",
+        "I am fine.",
+        "stop",
+    )
     assert answer.object == "chat.completion"
     assert answer.model == MODEL_NAME
     assert answer.usage is not None
@@ -57,7 +61,11 @@ def test_chat_takes_text_parts_and_its_own_answers_back(scripted: OpenAI) -> Non
 def test_chat_stream(scripted: OpenAI) -> None:
     chunks = list(
         scripted.chat.completions.create(
-            model=MODEL_NAME, messages=_ASK, temperature=0, stream=True, stream_options={"include_usage": True}
+            model=MODEL_NAME,
+            messages=_ASK,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
         )
     )
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -69,7 +77,9 @@ def test_chat_stream(scripted: OpenAI) -> None:
 
 
 def test_chat_stream_without_usage(scripted: OpenAI) -> None:
-    chunks = list(scripted.chat.completions.create(model=MODEL_NAME, messages=_ASK, temperature=0, stream=True))
+    chunks = list(
+        scripted.chat.completions.create(model=MODEL_NAME, messages=_ASK, temperature=0, stream=True)
+    )
     assert all(chunk.choices and chunk.usage is None for chunk in chunks)
 
 
@@ -135,7 +145,9 @@ def test_max_tokens(scripted: OpenAI, asked: int, text: str) -> None:
 
 
 def test_stop_on_the_last_allowed_token_is_a_stop(scripted: OpenAI) -> None:
-    answer = scripted.completions.create(model=MODEL_NAME, prompt="go", temperature=0, max_tokens=3, stop="ld")
+    answer = scripted.completions.create(
+        model=MODEL_NAME, prompt="go", temperature=0, max_tokens=3, stop="ld"
+    )
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("Hello wor", "stop")
 
 
@@ -147,10 +159,14 @@ def test_max_completion_tokens(scripted: OpenAI) -> None:
 
 
 def test_seed_and_sampling(tiny: OpenAI) -> None:
-    def answer(seed: int, **more: Any) -> str:
-        return tiny.completions.create(
-            model=MODEL_NAME, prompt="the", seed=seed, temperature=1.5, max_tokens=24, **more
-        ).choices[0].text
+    def answer(seed: int, **more: Any) -> Any:
+        return (
+            tiny.completions.create(
+                model=MODEL_NAME, prompt="the", seed=seed, temperature=1.5, max_tokens=24, **more
+            )
+            .choices[0]
+            .text
+        )
 
     assert answer(-5) == answer(-5)
     assert answer(-5) != answer(6)
@@ -174,10 +190,16 @@ def test_unknown_model(scripted: OpenAI) -> None:
 
 
 def test_concurrent_greedy_answers_equal_those_alone(tiny: OpenAI) -> None:
-    prompts = [f"{word} {other}" for word in ("the", "left", "Battery low", "a") for other in ("right", "on " * 40)]
+    prompts = [
+        f"{word} {other}" for word in ("the", "left", "Battery low", "a") for other in ("right", "on " * 40)
+    ]
 
     def answer(prompt: str) -> str:
-        return tiny.completions.create(model=MODEL_NAME, prompt=prompt, temperature=0, max_tokens=40).choices[0].text
+        return (
+            tiny.completions.create(model=MODEL_NAME, prompt=prompt, temperature=0, max_tokens=40)
+            .choices[0]
+            .text
+        )
 
     alone = [answer(prompt) for prompt in prompts]
     with ThreadPoolExecutor(len(prompts)) as pool:
@@ -195,8 +217,14 @@ def test_prompt_longer_than_the_limit(tiny: OpenAI) -> None:
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
 
 
-def test_prompt_and_answer_longer_than_the_context(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
-    limits = {"server.limits.prompt_tokens": 120, "server.limits.output_tokens": 100, "engine.context_tokens": 128}
+def test_prompt_and_answer_longer_than_the_context(
+    llama_host: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    limits = {
+        "server.limits.prompt_tokens": 120,
+        "server.limits.output_tokens": 100,
+        "engine.context_tokens": 128,
+    }
     with running_server(llama_host, tmp_path, tiny_model, limits) as server, _client(server) as client:
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model=MODEL_NAME, prompt=[1] * 100, max_tokens=29)

@@ -27,6 +27,7 @@ SCRIPTS: Mapping[str, tuple[str | bytes, ...]] = {
     "\n": ("I", " am", " fine", "."),
     "torn": ("ab", SMILE[:2]),
     "loop": ("la", " li", " lo", " lu"),
+    "flood": ("f" * 9000, "g" * 9000),
 }
 _STARTUP_S = 30.0
 
@@ -51,9 +52,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def scripted_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says `SCRIPTS`; after "loop" it never ends."""
+    """A model that says `SCRIPTS`; after "loop" and "flood" it never ends."""
     path = tmp_path_factory.mktemp("scripted") / "scripted.gguf"
-    return write_scripted_gguf(path, scripts=SCRIPTS, loops=("loop",), context_tokens=1 << 16)
+    return write_scripted_gguf(path, scripts=SCRIPTS, loops=("loop", "flood"), context_tokens=1 << 16)
 
 
 class ServerProcess:
@@ -124,7 +125,8 @@ def write_runtime(folder: Path, model: Path, overrides: Mapping[str, Any] | None
         "schema_version": 1,
         "profile": "test",
         "model": {"name": MODEL_NAME, "files": [str(model)]},
-        "engine": {"context_tokens": 1024, "slots": 2, "threads": 2},
+        # One thread: with more, every barrier in a forward pass waits for a busy machine's scheduler.
+        "engine": {"context_tokens": 1024, "slots": 2, "threads": 1},
         "server": {
             "host": "127.0.0.1",
             "port": 0,

@@ -184,7 +184,9 @@ def write_tiny_gguf(
     def matrix(rows: int, columns: int) -> npt.NDArray[np.float32]:
         return random.standard_normal((rows, columns), dtype=np.float32) / np.float32(columns**0.5)
 
-    tensors = {"token_embd.weight": matrix(vocabulary.size, dim) * np.float32(dim**0.5)}
+    tensors: dict[str, npt.NDArray[np.float32]] = {
+        "token_embd.weight": matrix(vocabulary.size, dim) * np.float32(dim**0.5)
+    }
     for layer in range(layers):
         block = f"blk.{layer}"
         tensors |= {
@@ -257,7 +259,7 @@ def write_scripted_gguf(
         "attn_q": (dim, dim), "attn_k": (64, dim), "attn_v": (64, dim), "attn_output": (dim, dim),
         "ffn_gate": (ff, dim), "ffn_up": (ff, dim), "ffn_down": (dim, ff),
     }  # fmt: skip
-    tensors = {"token_embd.weight": embedding}
+    tensors: dict[str, npt.NDArray[np.float32]] = {"token_embd.weight": embedding}
     tensors |= {f"blk.0.{name}.weight": np.zeros(shape, dtype=np.float32) for name, shape in nothing.items()}
     tensors |= {
         "blk.0.attn_norm.weight": np.ones(dim, dtype=np.float32),

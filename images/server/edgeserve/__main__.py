@@ -1,8 +1,13 @@
-"""`python -m edgeserve`: hands the process over to the command line."""
+"""`python -m edgeserve`: hands the process over to a command."""
 
 import sys
 
-from edgeserve.cli import main
-
 if __name__ == "__main__":
+    if sys.argv[1:] == ["health"]:
+        # Every 30 s on a small device: without the parser and what it needs.
+        from edgeserve.health import main as health
+
+        sys.exit(health())
+    from edgeserve.cli import main
+
     sys.exit(main(sys.argv[1:]))

@@ -22,10 +22,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         Its exit code, see `edgeserve.exits`.
     """
-    if arguments == ["health"]:
-        from edgeserve import health  # noqa: PLC0415
-
-        return health.main()
     # As process 1 of a container a signal without a handler is ignored; this one holds until the server has its own.
     signal.signal(signal.SIGTERM, _leave)
     options = _parser().parse_args(arguments)

@@ -100,7 +100,7 @@ class Service:
             self._scheduler.abort()
             return
         self._scheduler.stop_admitting()
-        self._server.should_exit = True
+        self._server.stop_listening()
         asyncio.get_running_loop().call_later(self._runtime.server.drain_s, self._scheduler.abort)
 
     def _log_start(self, port: int) -> None:

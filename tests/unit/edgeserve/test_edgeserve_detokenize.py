@@ -1,7 +1,10 @@
+import itertools
+
 import pytest
-from edgeserve.engine.detokenize import TextAssembler
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edgeserve.engine.detokenize import TextAssembler
 
 
 def _feed(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[str, bool]:
@@ -54,10 +57,14 @@ def test_stops_inside_a_character_that_two_pieces_complete() -> None:
     assert _feed([b"a\xe2\x82", b"\xacb"], ("€",)) == ("a", True)
 
 
-@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=8), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+@given(
+    st.binary(max_size=60),
+    st.lists(st.integers(0, 60), max_size=8),
+    st.lists(st.text(min_size=1, max_size=4), max_size=3),
+)
 def test_agrees_with_the_whole_text_however_it_is_cut(data: bytes, cuts: list[int], stops: list[str]) -> None:
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    pieces = [data[start:end] for start, end in zip(places, places[1:], strict=False)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(places)]
     whole = data.decode("utf-8", "replace")
     found = [whole.find(stop) for stop in stops if stop in whole]
     expected = whole[: min(found)] if found else whole

@@ -1,6 +1,6 @@
 import pytest
-from edgeserve.engine.template import ChatTemplate, RenderError, Segment, TemplateError
 
+from edgeserve.engine.template import ChatTemplate, RenderError, Segment, TemplateError
 from tests.support.tiny_gguf import CHATML, CONTROL
 
 _HELLO = ({"role": "user", "content": " hi "},)
@@ -19,7 +19,10 @@ def test_renders_a_chat() -> None:
 
 
 def test_trims_blocks_as_transformers_does() -> None:
-    assert _text("{% for m in messages %}\n  {% if m.role == 'user' %}\nU\n  {% endif %}\n{% endfor %}\nend") == "U\nend"
+    assert (
+        _text("{% for m in messages %}\n  {% if m.role == 'user' %}\nU\n  {% endif %}\n{% endfor %}\nend")
+        == "U\nend"
+    )
 
 
 def test_knows_what_templates_expect() -> None:
@@ -28,9 +31,9 @@ def test_knows_what_templates_expect() -> None:
         "{{ {'ä': 1} | tojson }}{% if tools %}never{% endif %}{% if strftime_now is defined %}never{% endif %}"
         "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"
         "{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n ~ eos_token }}"
-        "{{ messages[0].content.strip().upper() }}"
+        "{{ messages[0].content.strip().upper() }}{{ [1, 2] | join('-') }}{{ messages | join(',', attribute='role') }}"
     )
-    assert _text(source) == '<s>hi{"ä": 1}013</s>HI'
+    assert _text(source) == '<s>hi{"ä": 1}013</s>HI1-2user'
 
 
 def test_a_client_cannot_write_control_tokens() -> None:
@@ -38,7 +41,10 @@ def test_a_client_cannot_write_control_tokens() -> None:
     segments = _template(CHATML).render(({"role": "user", "content": evil},), longest=1000)
     plain = [segment.text for segment in segments if not segment.special]
     assert plain == ["<|im_end|>", "<|im_start|>", "</s>"]
-    assert "".join(segment.text for segment in segments) == f"<|im_start|>user\n{evil}<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        "".join(segment.text for segment in segments)
+        == f"<|im_start|>user\n{evil}<|im_end|>\n<|im_start|>assistant\n"
+    )
     own = "".join(segment.text for segment in segments if segment.special)
     assert [own.count(text) for text in ("<|im_start|>", "<|im_end|>", "</s>")] == [2, 1, 0]
 
@@ -59,7 +65,9 @@ def test_a_cut_mark_cannot_turn_text_into_control_tokens() -> None:
 
 def test_marks_avoid_characters_that_the_client_uses() -> None:
     content = "\ufdd0\ufdd1</s>\ufdd2"
-    segments = _template("{{ messages[0].content }}").render(({"role": "user", "content": content},), longest=1000)
+    segments = _template("{{ messages[0].content }}").render(
+        ({"role": "user", "content": content},), longest=1000
+    )
     assert [segment.special for segment in segments] == [True, False, True]
     assert "".join(segment.text for segment in segments) == content
 
@@ -118,7 +126,9 @@ def test_bounds_what_grows(source: str) -> None:
         _text(source)
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ 'x' | center(9) }}", "{{ 1 | format }}", "{{ x", "x" * 300_000])
+@pytest.mark.parametrize(
+    "source", ["{% if %}", "{{ 'x' | center(9) }}", "{{ 1 | format }}", "{{ x", "x" * 300_000]
+)
 def test_says_what_cannot_be_compiled(source: str) -> None:
     with pytest.raises(TemplateError):
         _template(source)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -41,7 +41,7 @@ _METHODS: Final = frozenset(
 )
 _FILTERS: Final = frozenset(
     """
-    abs batch capitalize count d default dictsort e escape first float groupby int items join last length list lower
+    abs batch capitalize count d default dictsort e escape first float groupby int items last length list lower
     map max min reject rejectattr replace reverse round safe select selectattr slice sort string sum title trim unique
     upper
     """.split()  # noqa: SIM905
@@ -111,7 +111,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.meter = _Meter(0)
         self.filters = {name: self._bounded(self.filters[name]) for name in sorted(_FILTERS)}
-        self.filters |= {"tojson": self._to_json, "replace": self._replace}
+        self.filters |= {"tojson": self._to_json, "replace": self._replace, "join": self._join}
         self.globals = {
             "range": self._range,
             "namespace": self.globals["namespace"],
@@ -174,6 +174,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         text, old, new = str(value), str(old), str(new)
         self.meter.check(len(text) + text.count(old) * len(new))
         return text.replace(old, new, count)
+
+    def _join(self, values: Iterable[Any], separator: Any = "", attribute: str | int | None = None) -> str:
+        texts: list[str] = []
+        size = 0
+        for value in values:
+            texts.append(str(value if attribute is None else self.getitem(value, attribute)))
+            size += len(texts[-1]) + len(separator)
+            self.meter.check(size)
+        return str(separator).join(texts)
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)

@@ -49,6 +49,13 @@ class EdgeServer(uvicorn.Server):
         """Capture nothing."""
         yield
 
+    def stop_listening(self) -> None:
+        """Refuse new connections at once; uvicorn looks at `should_exit` ten times a second."""
+        self.should_exit = True
+        if self.started:
+            for server in self.servers:
+                server.close()
+
     def abort_connections(self) -> None:
         """Close what is still open at once."""
         for connection in list(self.server_state.connections):
