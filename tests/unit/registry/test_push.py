@@ -13,6 +13,7 @@ from edgebuild.oci.descriptor import INDEX, MANIFEST, Descriptor
 from edgebuild.oci.digest import Digest
 from edgebuild.registry.patience import Limits
 from edgebuild.registry.push import Way
+from edgebuild.registry.signatures import merge_signatures
 from tests.unit.registry.conftest import FAST, MakeDouble, OpenSink, Recorder
 from tests.unit.registry.double import Double, Handler
 
@@ -416,3 +417,75 @@ def test_one_connection_is_enough(double: Double, sink_of: OpenSink, blob: Blob)
     sink.tag(manifest()[1], "1")
     assert sink.get_manifest("2") is None
     assert len({r.port for r in double.requests}) == 1
+
+
+def test_session_that_is_forgotten(double: Double, sink_of: OpenSink, blob: Blob) -> None:
+    double.fault("PATCH", UPLOADS, after=2, status=404)
+    digest = sink_of(double).put_blob(blob, digest=None, title="m")
+    assert stored(double, digest) == blob.read()
+    assert (double.count("POST"), double.count("PATCH")) == (2, 8)
+
+
+def test_refusal_in_the_middle(double: Double, sink_of: OpenSink, blob: Blob) -> None:
+    double.fault("PATCH", UPLOADS, after=2, status=403)
+    with pytest.raises(RegistryError, match=r"PATCH upload of m .* 403 Forbidden"):
+        sink_of(double).put_blob(blob, digest=None, title="m")
+
+
+def test_part_that_is_kept_in_part(double: Double, sink_of: OpenSink, blob: Blob) -> None:
+    def keep_some(handler: Handler) -> None:
+        (session,) = double.state.sessions.values()
+        session += handler.read_body()[:1000]
+        handler.answer(202, b"", {"Range": f"bytes=0-{len(session) - 1}"})
+
+    double.fault("PATCH", UPLOADS, after=1, action=keep_some)
+    digest = sink_of(double).put_blob(blob, digest=None, title="m")
+    assert stored(double, digest) == blob.read()
+
+
+def test_parts_of_which_nothing_is_kept(double: Double, sink_of: OpenSink, blob: Blob) -> None:
+    double.fault("PATCH", UPLOADS, after=1, times=-1, status=202, headers={"Range": "0-65535"})
+    with pytest.raises(RegistryError, match=r"the registry kept nothing of 65536 bytes \(gave up"):
+        sink_of(double).put_blob(blob, digest=None, title="m")
+
+
+def test_upload_without_an_address(double: Double, sink_of: OpenSink, blob: Blob) -> None:
+    double.fault("POST", UPLOADS, status=202)
+    with pytest.raises(RegistryError, match="does not say where to send to"):
+        sink_of(double).put_blob(blob, digest=None, title="m")
+
+
+@pytest.mark.parametrize("has_arrived", [True, False])
+def test_whole_blob_whose_answer_is_lost(
+    double: Double, sink_of: OpenSink, blob: Blob, progress: Recorder, has_arrived: bool
+) -> None:
+    def lose(handler: Handler) -> None:
+        handler.read_body()
+        if has_arrived:
+            double.state.blobs["acme/llm", str(digest_of(blob))] = blob.read()
+        handler.cut()
+
+    double.fault("PUT", UPLOADS, action=lose)
+    sink_of(double, chunk_bytes=1 << 20).put_blob(blob, digest=digest_of(blob), title="m")
+    assert stored(double, digest_of(blob)) == blob.read()
+    assert double.count("PUT") == (1 if has_arrived else 2)
+    assert progress.advanced["push m"] == blob.size_bytes
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[]",
+        b'{"layers":[{}]}',
+        b'{"layers":[{"mediaType":"a/b","digest":"sha256:%s","size":1}]}' % (b"0" * 64),
+    ],
+)
+def test_signatures_are_not_joined_with_something_else(double: Double, sink_of: OpenSink, raw: bytes) -> None:
+    sink = sink_of(double)
+    tag = f"sha256-{'1' * 64}.sig"
+    foreign = Descriptor(media_type=MANIFEST, digest=Digest.of(raw), size_bytes=len(raw))
+    sink.put_manifest(raw, foreign)
+    sink.tag(foreign, tag)
+    with pytest.raises(RegistryError, match=r"\.sig names something else than signatures"):
+        merge_signatures(sink, *manifest(layers=[]), tag)
+    assert sink.get_manifest(tag) == raw
