@@ -22,7 +22,7 @@ def build(arguments: Arguments) -> None:
         if not (package / "__init__.py").is_file():
             raise RecipeError(f"{package.name} is not beside this recipe")
         shutil.copytree(package, arguments.output / package.name, ignore=ignored)
-    compile_tree(arguments.tools_tree(), arguments.output, prefix="/opt/edge/server")
+    compile_tree(arguments.tools("toolchain"), arguments.output, prefix="/opt/edge/server")
     settle_modes(arguments.output)
 
 

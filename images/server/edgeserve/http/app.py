@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgeserve.config import Runtime
 from edgeserve.http.body import BodyReader
 from edgeserve.http.errors import ApiError, not_serving
 from edgeserve.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from edgeserve.http.generate import Generator, Outcome
-from edgeserve.http.prompts import PromptMaker
 from edgeserve.http.schemas import parse_chat, parse_completion
 from edgeserve.http.shapes import ChatShape, CompletionShape
 from edgeserve.log import Log, described
 from edgeserve.scheduler import NotServingError, Scheduler, State
+
+if TYPE_CHECKING:
+    from edgeserve.http.prompts import PromptMaker
 
 _MODEL_PREFIX: Final = "/v1/models/"
 _QUIET: Final = frozenset({"/livez", "/readyz"})
@@ -25,7 +27,7 @@ Handler = Callable[[Exchange, Outcome], Awaitable[None]]
 
 
 class App:
-    """The ASGI application; `open` is called once the engine is ready."""
+    """The ASGI application; until `open` it refuses requests that generate."""
 
     def __init__(self, runtime: Runtime, scheduler: Scheduler, log: Log) -> None:
         self._runtime = runtime
@@ -44,9 +46,9 @@ class App:
             "/readyz": ("GET", self._readyz),
         }
 
-    def open(self) -> None:
-        """Prepare what needs the loaded model."""
-        self._prompts = PromptMaker(self._scheduler.engine, self._runtime.server.limits, self._log)
+    def open(self, prompts: PromptMaker) -> None:
+        """Serve from now on."""
+        self._prompts = prompts
         self._ready_at = int(time.time())
 
     def close(self) -> None:

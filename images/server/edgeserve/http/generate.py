@@ -12,16 +12,18 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgeserve.answers import End, Fault, FaultKind, Output, Text
 from edgeserve.engine.protocol import Request
 from edgeserve.http.errors import from_fault, not_serving, queue_full
 from edgeserve.http.exchange import ClientGoneError, Exchange
-from edgeserve.http.prompts import PromptMaker
 from edgeserve.http.schemas import Generation
 from edgeserve.http.shapes import DONE, Shape
 from edgeserve.scheduler import NotServingError, Place, QueueFullError, Scheduler
+
+if TYPE_CHECKING:
+    from edgeserve.http.prompts import PromptMaker
 
 _STREAM_HEADERS: Final = {
     "content-type": "text/event-stream; charset=utf-8",
