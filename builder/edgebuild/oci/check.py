@@ -153,8 +153,9 @@ class _Check:
                 self.reading.add(place, "is an image that no index holds")
 
     def _members(self, index_digest: str) -> tuple[_Image, ...]:
-        document = self.reading.documents.get(index_digest) or {}
-        digests = [entry.get("digest") for entry in document.get("manifests", ()) if isinstance(entry, dict)]
+        found = (self.reading.documents.get(index_digest) or {}).get("manifests")
+        entries = found if isinstance(found, list) else []
+        digests = [str(entry.get("digest")) for entry in entries if isinstance(entry, dict)]
         return tuple(self.images[digest] for digest in digests if digest in self.images)
 
     def _check_index(self, where: str, document: Mapping[str, Any]) -> None:
@@ -327,7 +328,7 @@ def _demand(config: Mapping[str, Any], layers: tuple[PlacedLayer, ...]) -> tuple
     return (
         any(layer.role == "accelerator" for layer in layers),
         variants.index(expected) if expected in variants else 0,
-        int(need) if need.isascii() and need.isdigit() else 0,
+        int(need) if re.fullmatch(r"[0-9]{1,18}", need) else 0,
     )
 
 

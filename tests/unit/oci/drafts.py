@@ -129,7 +129,7 @@ class Draft:
         self.change_index(index)
         top = put_json(blobs, index, INDEX, {REF_NAME: "1"})
         named = [
-            {**entry, "annotations": {**entry["annotations"], REF_NAME: f"1-{image.profile}"}}
+            {**entry, "annotations": {"dev.edgebuild.profile": image.profile, REF_NAME: f"1-{image.profile}"}}
             for entry, image in zip(entries, self.images, strict=True)
         ]
         signatures = write_signatures(blobs, top) if self.signed else []

@@ -54,6 +54,13 @@ def test_the_layers_of_a_base_image_keep_their_own_rules(tmp_path: Path) -> None
     assert check_layout(draft.write(tmp_path)) == ()
 
 
+def test_other_models_of_the_same_name_and_size(tmp_path: Path) -> None:
+    draft = make_draft()
+    info, data = draft.layer("model", 1).members[1]
+    draft.layer("model", 1).members[1] = (info, b"Z" * len(data))
+    assert check_layout(draft.write(tmp_path)) == ()
+
+
 def test_the_checker_shares_no_code_with_the_writers() -> None:
     package = Path(edgebuild.oci.__path__[0])
     imported = set()
@@ -280,6 +287,10 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "architecture": (config(lambda d: d.update(architecture="amd64")), "platform is not the config's"),
     "variant": (entry(lambda d: d["platform"].pop("variant")), "platform is not the config's linux/arm64/v8"),
     "no platform": (entry(lambda d: d.pop("platform")), "has no platform"),
+    "manifest too large": (
+        manifest(lambda d: d.update(annotations={"x": "x" * (5 << 20)})),
+        "too large for a document",
+    ),
     "no config": (manifest(lambda d: d.pop("config")), "config: is no descriptor"),
     # 5 tar rules
     "order": (members(lambda m: m.insert(0, m.pop())), "names are not sorted"),
