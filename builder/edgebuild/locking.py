@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from edgebuild.artifacts.debian import Archive, Resolution, find_archives, resolve_packages
+from edgebuild.artifacts.debian import Resolution, find_archives, resolve_packages
 from edgebuild.artifacts.network import make_client
 from edgebuild.artifacts.pypi import (
     IndexFile,
@@ -20,7 +20,7 @@ from edgebuild.artifacts.pypi import (
     parse_requirements,
 )
 from edgebuild.artifacts.recipe_file import Recipe, load_recipe, load_recipes
-from edgebuild.artifacts.recipes import TOOLCHAIN, is_built
+from edgebuild.artifacts.recipes import COMPILER, TOOLCHAIN, is_built
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import LockError
@@ -97,19 +97,18 @@ def resolve_lock(
     ):
         task.status("apt and package index")
         wheels = pool.submit(_resolve_requirements, recipes, host)
-        debian = _Debian(host, store, source.mirrors)
-        closures = {
-            (recipe.name, platform): pool.submit(debian.resolve, recipe, platform)
-            for recipe in recipes
+        pending = {
+            platform: pool.submit(
+                _resolve_debian, recipes, platform, host=host, store=store, mirrors=source.mirrors
+            )
             for platform in PLATFORMS
-            if recipe.file.debian
         }
-        resolved = {key: future.result() for key, future in closures.items()}
+        resolved = {platform: future.result() for platform, future in pending.items()}
         files = wheels.result()
     artifacts = []
     for recipe in recipes:
         for platform in PLATFORMS:
-            packages = resolved.get((recipe.name, platform))
+            packages = resolved[platform].get(recipe.name)
             inputs = (
                 *(_deb_inputs(recipe, packages) if packages else ()),
                 *_pinned_inputs(recipe),
@@ -122,7 +121,7 @@ def resolve_lock(
                     inputs=tuple(sorted(inputs, key=lambda item: (item.file, item.host))),
                 )
             )
-    epoch_s = max((found.epoch_s for found in resolved.values()), default=0)
+    epoch_s = max((found.epoch_s for closures in resolved.values() for found in closures.values()), default=0)
     return Lock(epoch_s=epoch_s, artifacts=tuple(artifacts))
 
 
@@ -214,7 +213,7 @@ def _is_at_hand(
         )
     ]
     if missing:
-        missing.append((TOOLCHAIN, Platform.of_machine(host.machine)))
+        missing += [(tool, Platform.of_machine(host.machine)) for tool in (COMPILER, TOOLCHAIN)]
     return all(
         sources.has(item)
         for name, platform in missing
@@ -222,27 +221,26 @@ def _is_at_hand(
     )
 
 
-class _Debian:
-    """Resolves closures; the host's apt is asked for its mirrors once a suite."""
-
-    def __init__(self, host: Host, store: Store, mirrors: tuple[str, ...]) -> None:
-        self._host = host
-        self._store = store
-        self._archives: dict[str, tuple[Archive, ...]] = {}
-        self._mirrors = mirrors
-
-    def resolve(self, recipe: Recipe, platform: Platform) -> Resolution:
-        assert recipe.file.debian is not None
-        suite = recipe.file.debian.suite
-        if suite not in self._archives:
-            self._archives[suite] = find_archives(suite, host=self._host, mirrors=self._mirrors)
-        return resolve_packages(
-            recipe.file.debian.packages,
+def _resolve_debian(
+    recipes: tuple[Recipe, ...], platform: Platform, *, host: Host, store: Store, mirrors: tuple[str, ...]
+) -> dict[str, Resolution]:
+    """Resolve the closures of all recipes for a platform, by the recipe's name."""
+    found: dict[str, Resolution] = {}
+    for suite in sorted({recipe.file.debian.suite for recipe in recipes if recipe.file.debian}):
+        asked = {
+            recipe.name: recipe.file.debian.packages
+            for recipe in recipes
+            if recipe.file.debian and recipe.file.debian.suite == suite
+        }
+        resolved = resolve_packages(
+            tuple(asked.values()),
             architecture=platform.debian,
-            archives=self._archives[suite],
-            host=self._host,
-            store=self._store,
+            archives=find_archives(suite, host=host, mirrors=mirrors),
+            host=host,
+            store=store,
         )
+        found |= dict(zip(asked, resolved, strict=True))
+    return found
 
 
 def _resolve_requirements(recipes: tuple[Recipe, ...], host: Host) -> dict[str, tuple[IndexFile, ...]]:

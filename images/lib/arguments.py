@@ -1,7 +1,7 @@
 """The command line that every recipe has, and how a recipe fails.
 
-A recipe is one program: `python3 recipe.py --platform linux/arm64 --inputs DIR --output DIR --jobs N [--tools DIR]
-[--cache DIR] [--variants A,B]`. It reads only its own folder, `images/lib` and the files in `--inputs`, which were
+A recipe is one program: `python3 recipe.py --platform linux/arm64 --inputs DIR --output DIR --jobs N [--toolchain DIR]
+[--compiler DIR] [--cache DIR] [--variants A,B]`. It reads only its own folder, `images/lib` and the files in `--inputs`, which were
 verified before; it opens no network connection and writes a deterministic tree below `--output`. Each line on its
 standard output says in a few words what it is doing.
 """
@@ -29,7 +29,8 @@ class Arguments:
         inputs: Folder of verified files.
         output: Empty folder that takes the tree, as it lies below the artifact's prefix in the image.
         jobs: Programs that may run at once, at least 1.
-        tools: Tree of the artifact "toolchain", for recipes that need it.
+        toolchain: Tree of the artifact "toolchain", or None.
+        compiler: Tree of the artifact "compiler", or None.
         cache: Folder that may keep work between runs; its content never changes the output.
         variants: CPU variants asked for; empty means the recipe's own choice.
     """
@@ -39,19 +40,21 @@ class Arguments:
     inputs: Path
     output: Path
     jobs: int
-    tools: Path | None
+    toolchain: Path | None
+    compiler: Path | None
     cache: Path | None
     variants: tuple[str, ...]
 
-    def tools_tree(self) -> Path:
-        """Return the toolchain's tree.
+    def tools(self, name: str) -> Path:
+        """Return the tree of an artifact of tools, "toolchain" or "compiler".
 
         Raises:
             RecipeError: None was given.
         """
-        if self.tools is None:
-            raise RecipeError("this recipe needs --tools DIR, the tree of the artifact toolchain")
-        return self.tools
+        tree = {"toolchain": self.toolchain, "compiler": self.compiler}[name]
+        if tree is None:
+            raise RecipeError(f"this recipe needs --{name} DIR, the tree of the artifact {name}")
+        return tree
 
     def input(self, pattern: str) -> Path:
         """Return the one input whose name matches.
@@ -77,7 +80,8 @@ def run_recipe(build: Callable[[Arguments], None]) -> None:
     parser.add_argument("--inputs", required=True, type=Path)
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--jobs", required=True, type=int)
-    parser.add_argument("--tools", type=Path)
+    parser.add_argument("--toolchain", type=Path)
+    parser.add_argument("--compiler", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--variants", default="")
     given = parser.parse_args()
@@ -87,7 +91,8 @@ def run_recipe(build: Callable[[Arguments], None]) -> None:
         inputs=given.inputs.absolute(),
         output=given.output.absolute(),
         jobs=max(1, given.jobs),
-        tools=given.tools and given.tools.absolute(),
+        toolchain=given.toolchain and given.toolchain.absolute(),
+        compiler=given.compiler and given.compiler.absolute(),
         cache=given.cache and given.cache.absolute(),
         variants=tuple(name for name in given.variants.split(",") if name),
     )

@@ -1,10 +1,13 @@
 """The inference engine: llama.cpp's libraries for the target, and llama-cpp-python's ctypes modules.
 
-1. Unpack zig, CMake and ninja (wheels for the host) and the sources of llama.cpp (in llama-cpp-python's sdist).
+1. Unpack the sources of llama.cpp, which are in llama-cpp-python's sdist.
 2. Keep only the CPU variants asked for.
 3. Compile with zig for glibc 2.31, with nothing in the output that depends on folder, host or time.
 4. Lay out the package `llama_cpp` with an empty `__init__`, the libraries beside it, and the licences.
 5. Check processor, symbol versions and needed libraries of every library; compile the bytecode.
+
+`--variants none` builds what quantises and does not run: no CPU backend, and the C++ part unoptimised, which halves the
+time; the loops that quantise are C.
 """
 
 import os
@@ -20,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 from arguments import Arguments, RecipeError, run_recipe, say
 from bytecode import compile_tree
 from elf import read_elf
-from trees import settle_modes, unpack_sdist, unpack_wheel
+from trees import settle_modes, unpack_sdist
 
 VARIANTS = {
     "aarch64": ("armv8.0_1", "armv8.2_2", "armv8.6_2"),
@@ -64,23 +67,33 @@ OPTIONS = (
 
 def build(arguments: Arguments) -> None:
     """Build the artifact."""
-    variants = arguments.variants or VARIANTS[arguments.machine]
-    unknown = sorted(set(variants) - set(VARIANTS[arguments.machine]))
-    if unknown:
-        raise RecipeError(f"no CPU variant of {arguments.platform} is called {unknown[0]}")
+    variants = chosen_variants(arguments)
     with tempfile.TemporaryDirectory(prefix="llama-cpp-") as folder:
         work = Path(folder)
-        say("unpack compiler and sources")
-        unpack_tools(arguments, work / "tools")
+        say("unpack the sources")
         source = work / "source"
         unpack_sdist(arguments.input("llama_cpp_python-*.tar.gz"), source, wanted=is_wanted_source)
         keep_variants(source / "vendor/llama.cpp/ggml/src/CMakeLists.txt", variants)
-        compile_libraries(arguments, work)
+        compile_libraries(arguments, work, optimize=bool(variants))
         say("lay out and check")
         lay_out(arguments.output, source, work / "build/bin", variants)
     check_libraries(arguments.output / "llama_cpp/lib", arguments.machine)
-    compile_tree(arguments.tools_tree(), arguments.output, prefix="/opt/edge/engine")
+    compile_tree(arguments.tools("toolchain"), arguments.output, prefix="/opt/edge/engine")
     settle_modes(arguments.output)
+
+
+def chosen_variants(arguments: Arguments) -> tuple[str, ...]:
+    """Return the CPU variants to build; none at all for `--variants none`.
+
+    Raises:
+        RecipeError: One is not known.
+    """
+    if arguments.variants == ("none",):
+        return ()
+    known = VARIANTS[arguments.machine]
+    if unknown := sorted(set(arguments.variants) - set(known)):
+        raise RecipeError(f"no CPU variant of {arguments.platform} is called {unknown[0]}")
+    return arguments.variants or known
 
 
 def is_wanted_source(name: str) -> bool:
@@ -93,32 +106,20 @@ def is_wanted_source(name: str) -> bool:
     return name in {f"llama_cpp/{module}" for module in MODULES} | {"LICENSE.md"}
 
 
-def unpack_tools(arguments: Arguments, tools: Path) -> None:
-    """Unpack the wheels of zig, CMake and ninja, and write the compiler's wrappers."""
-    # Headers of other systems and processors are three quarters of zig's files.
-    foreign = re.compile(
-        r"ziglang/(doc|lib/docs|lib/libc/(darwin|mingw|musl|wasi|freebsd|netbsd|openbsd)"
-        r"|lib/libc/include/(?!(x86|x86_64|aarch64|generic|any)-(linux-any|linux-gnu|glibc)))"
-    )
-    unpack_wheel(arguments.input("ziglang-*.whl"), tools, wanted=lambda name: not foreign.match(name))
-    for pattern in ("cmake-*.whl", "ninja-*.whl"):
-        unpack_wheel(arguments.input(pattern), tools)
-    (ninja,) = tools.glob("ninja-*.data/scripts/ninja")
-    ninja.rename(tools / "ninja-program")
-    for program in ("ziglang/zig", "cmake/data/bin/cmake", "ninja-program"):
-        (tools / program).chmod(0o755)
+def write_wrappers(arguments: Arguments, folder: Path) -> None:
+    """Write programs that call zig as a compiler for the target."""
+    zig = arguments.tools("compiler") / "ziglang/zig"
     translate = "".join(f"-march={march}) word=-mcpu={cpu};;" for march, cpu in MARCH.items())
-    for name, command in (("zcc", "cc"), ("zcxx", "c++")):
-        wrapper = tools / name
-        wrapper.write_text(
-            "#!/bin/sh\n"
-            f'for word do shift; case "$word" in {translate} esac; set -- "$@" "$word"; done\n'
-            f'exec "{tools}/ziglang/zig" {command} -target {TARGETS[arguments.machine]} "$@"\n'
-        )
-        wrapper.chmod(0o755)
-    for name in ("ar", "ranlib"):
-        wrapper = tools / f"z{name}"
-        wrapper.write_text(f'#!/bin/sh\nexec "{tools}/ziglang/zig" {name} "$@"\n')
+    compiler = (
+        "#!/bin/sh\n"
+        f'for word do shift; case "$word" in {translate} esac; set -- "$@" "$word"; done\n'
+        f'exec "{zig}" COMMAND -target {TARGETS[arguments.machine]} "$@"\n'
+    )
+    plain = f'#!/bin/sh\nexec "{zig}" COMMAND "$@"\n'
+    folder.mkdir()
+    for command, text in (("cc", compiler), ("c++", compiler), ("ar", plain), ("ranlib", plain)):
+        wrapper = folder / command
+        wrapper.write_text(text.replace("COMMAND", command))
         wrapper.chmod(0o755)
 
 
@@ -141,24 +142,29 @@ def keep_variants(lists: Path, variants: tuple[str, ...]) -> None:
     lists.write_text("".join(kept))
 
 
-def compile_libraries(arguments: Arguments, work: Path) -> None:
+def compile_libraries(arguments: Arguments, work: Path, *, optimize: bool) -> None:
     """Configure and build the target "llama", which pulls in ggml and every variant."""
-    tools, source, destination = work / "tools", work / "source/vendor/llama.cpp", work / "build"
+    tools, source, destination = arguments.tools("compiler"), work / "source/vendor/llama.cpp", work / "build"
+    wrappers = work / "zig"
+    write_wrappers(arguments, wrappers)
     flags = f"-g0 -ffile-prefix-map={source}=. -ffile-prefix-map={destination}=build"
     link = "-Wl,--build-id=none -s"
     options = (
         *OPTIONS,
         "CMAKE_SYSTEM_NAME=Linux",
         f"CMAKE_SYSTEM_PROCESSOR={arguments.machine}",
-        f"CMAKE_C_COMPILER={tools}/zcc",
-        f"CMAKE_CXX_COMPILER={tools}/zcxx",
-        f"CMAKE_ASM_COMPILER={tools}/zcc",
-        f"CMAKE_AR={tools}/zar",
-        f"CMAKE_RANLIB={tools}/zranlib",
-        f"CMAKE_MAKE_PROGRAM={tools}/ninja-program",
+        f"CMAKE_C_COMPILER={wrappers}/cc",
+        f"CMAKE_CXX_COMPILER={wrappers}/c++",
+        f"CMAKE_ASM_COMPILER={wrappers}/cc",
+        f"CMAKE_AR={wrappers}/ar",
+        f"CMAKE_RANLIB={wrappers}/ranlib",
+        f"CMAKE_MAKE_PROGRAM={tools}/ninja",
         f"CMAKE_C_FLAGS={flags}",
         f"CMAKE_CXX_FLAGS={flags}",
         f"CMAKE_ASM_FLAGS={flags}",
+        "CMAKE_C_FLAGS_RELEASE=-O3 -DNDEBUG",
+        # Without optimisation zig would add checks of undefined behaviour.
+        f"CMAKE_CXX_FLAGS_RELEASE={'-O3' if optimize else '-O0 -fno-sanitize=all'} -DNDEBUG",
         f"CMAKE_SHARED_LINKER_FLAGS={link}",
         f"CMAKE_MODULE_LINKER_FLAGS={link}",
     )
@@ -177,7 +183,7 @@ def compile_libraries(arguments: Arguments, work: Path) -> None:
         [cmake, "-G", "Ninja", "-S", source, "-B", destination, *(f"-D{option}" for option in options)],
         environment,
     )
-    run([tools / "ninja-program", "-C", destination, f"-j{arguments.jobs}", "llama"], environment)
+    run([tools / "ninja", "-C", destination, f"-j{arguments.jobs}", "llama"], environment)
 
 
 def run(argv: list[str | Path], environment: dict[str, str]) -> None:

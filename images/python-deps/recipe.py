@@ -37,7 +37,7 @@ def build(arguments: Arguments) -> None:
                 shutil.copytree(data / part, arguments.output, dirs_exist_ok=True)
         shutil.rmtree(data)
     check_libraries(arguments.output, arguments.machine)
-    compile_tree(arguments.tools_tree(), arguments.output, prefix="/opt/edge/deps")
+    compile_tree(arguments.tools("toolchain"), arguments.output, prefix="/opt/edge/deps")
     settle_modes(arguments.output)
 
 

@@ -88,7 +88,7 @@ def build(arguments: Arguments) -> None:
         keep_status(deb, root)
     remove_empty_folders(root)
     say("compile bytecode of the standard library")
-    compile_tree(arguments.tools_tree(), root / "usr/lib/python3.13", prefix="/usr/lib/python3.13")
+    compile_tree(arguments.tools("toolchain"), root / "usr/lib/python3.13", prefix="/usr/lib/python3.13")
     settle_modes(root)
     for folder, mode in (("tmp", 0o1777), ("var/tmp", 0o1777), ("root", 0o700)):
         (root / folder).chmod(mode)

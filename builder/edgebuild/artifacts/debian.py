@@ -120,21 +120,24 @@ def find_archives(suite: str, *, host: Host, mirrors: tuple[str, ...] = ()) -> t
 
 
 def resolve_packages(
-    names: tuple[str, ...],
+    closures: tuple[tuple[str, ...], ...],
     *,
     architecture: str,
     archives: tuple[Archive, ...],
     host: Host,
     store: Store,
-) -> Resolution:
-    """Find the packages and all that they depend on, in their current versions.
+) -> tuple[Resolution, ...]:
+    """Find, for each closure on its own, its packages and all that they depend on, in their current versions.
 
     Args:
-        names: Packages asked for.
+        closures: Packages asked for, closure by closure; the lists are fetched once for all.
         architecture: Debian's name, e.g. "arm64"; need not be the host's.
         archives: Where to look.
         host: This machine.
         store: Keeps apt's lists between runs.
+
+    Returns:
+        The closures in the same order.
 
     Raises:
         ToolError: The keyring is missing, a mirror does not answer or has no such suite, or a package is not there.
@@ -158,21 +161,26 @@ def resolve_packages(
             failure=f"apt cannot read {where}",
             hint=f"check the network and the mirror, or {_MIRROR_HINT}",
         )
-        uris = apt.run(
-            "install",
-            "--print-uris",
-            "-qq",
-            *names,
-            failure=f"apt finds no versions of {' '.join(names)} in {where} that go together",
-            hint="look at the recipe's packages",
-        )
-        chosen = tuple(_chosen(uris, archives))
-        records = apt.records(tuple(f"{item.name}={item.version}" for item in chosen))
         epoch_s = apt.newest_release_s()
-    return Resolution(
-        packages=tuple(sorted((_package(item, records) for item in chosen), key=lambda item: item.name)),
-        epoch_s=epoch_s,
+        return tuple(
+            Resolution(packages=_closure(apt, names, archives, where), epoch_s=epoch_s) for names in closures
+        )
+
+
+def _closure(
+    apt: "_PrivateApt", names: tuple[str, ...], archives: tuple[Archive, ...], where: str
+) -> tuple[Package, ...]:
+    uris = apt.run(
+        "install",
+        "--print-uris",
+        "-qq",
+        *names,
+        failure=f"apt finds no versions of {' '.join(names)} in {where} that go together",
+        hint="look at the recipe's packages",
     )
+    chosen = tuple(_chosen(uris, archives))
+    records = apt.records(tuple(f"{item.name}={item.version}" for item in chosen))
+    return tuple(sorted((_package(item, records) for item in chosen), key=lambda item: item.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,7 +178,8 @@ class _Transfer:
         self._show(written)
         try:
             with self._partial.open("ab" if start_bytes else "wb") as out:
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                # As it arrives: what an iterator holds back to fill a chunk is lost when the connection breaks.
+                for chunk in response.iter_raw():
                     written += len(chunk)
                     if limit and written > limit:
                         raise ToolError(

@@ -24,13 +24,13 @@ class ArtifactSection(_Document):
     Attributes:
         description: One line for people.
         target: "host" for tools of the build itself, "target" for what goes into images. In the file: `for`.
-        needs: "toolchain" when the recipe compiles bytecode.
+        needs: Tools: "toolchain" to compile bytecode, "compiler" to compile C and C++.
         sources: Folders below `images/` that are part of the recipe, besides its own.
     """
 
     description: str
     target: Literal["host", "target"] = Field(alias="for")
-    needs: tuple[Literal["toolchain"], ...] = ()
+    needs: tuple[Literal["compiler", "toolchain"], ...] = ()
     sources: tuple[str, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """Runs recipes: from locked inputs to a tree in the store.
 
-1. The key is the sha256 of everything that the tree depends on: the recipe's files, its inputs, the platform, and the
-   version of the Python that compiles bytecode.
+1. The key is the sha256 of everything that the tree depends on: the recipe's files, its inputs, the platform, its
+   compiler's key, and the version of the Python that compiles bytecode.
 2. What is in the store under this key is taken.
 3. Else inputs are fetched and checked, and the recipe runs offline in an empty folder.
 """
@@ -18,17 +18,18 @@ from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json, pretty_json
 from edgebuild.errors import StoreError, ToolError
 from edgebuild.host import Host
-from edgebuild.lock import Lock, LockedInput
+from edgebuild.lock import Lock
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.platform import Platform
 from edgebuild.process import run
 from edgebuild.progress import Progress
 
+COMPILER = "compiler"
 TOOLCHAIN = "toolchain"
 _KEY_FORMAT = 1
 _PYTHON_PACKAGE = "python3.13-minimal"
-# Compiling llama.cpp takes most; a folder for zig's own results makes the second platform quicker.
-_SCRATCH = "compiler"
+# zig compiles a C++ library once for every target, which takes a minute, and keeps it here.
+_SCRATCH = "zig"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +79,25 @@ def build_artifact(
     """
     source = sources or Sources(host=host, store=store, progress=progress)
     recipe = load_recipe(source.images, name)
-    inputs = lock.inputs(name, platform, machine=host.machine)
     # Step 1.
-    document = _key_document(recipe, inputs, platform, lock, variants)
+    document = _key_document(recipe, platform, lock=lock, host=host, variants=variants)
     key = Digest.of(canonical_json(document))
     # Step 2.
     if (found := store.find("artifact", key)) is not None:
         return Artifact(name=name, platform=platform, key=key, tree=found / "tree")
-    tools = None
-    if recipe.file.artifact.needs:
-        tools = build_artifact(
-            TOOLCHAIN,
+    tools = {
+        tool: build_artifact(
+            tool,
             platform=Platform.of_machine(host.machine),
             lock=lock,
             host=host,
             store=store,
             progress=progress,
             sources=source,
-        ).tree
+        )
+        for tool in recipe.file.artifact.needs
+    }
+    inputs = lock.inputs(name, platform, machine=host.machine)
 
     def build(folder: Path) -> None:
         # Step 3.
@@ -112,7 +114,8 @@ def build_artifact(
             "--jobs",
             str(host.cpu_count),
         ]
-        arguments += ["--tools", tools] if tools else []
+        for tool, artifact in tools.items():
+            arguments += [f"--{tool}", artifact.tree]
         arguments += ["--variants", ",".join(variants)] if variants else []
         run_recipe(recipe, platform, arguments, work=work, host=host, store=store, progress=progress)
         shutil.rmtree(work)
@@ -124,10 +127,8 @@ def build_artifact(
 
 def is_built(recipe: Recipe, *, platform: Platform, lock: Lock, host: Host, store: Store) -> bool:
     """Say whether the store has an artifact of this lock, with the recipe's own variants."""
-    name = recipe.name
-    inputs = lock.inputs(name, platform, machine=host.machine)
-    key = Digest.of(canonical_json(_key_document(recipe, inputs, platform, lock, ())))
-    return store.find("artifact", key) is not None
+    document = _key_document(recipe, platform, lock=lock, host=host, variants=())
+    return store.find("artifact", Digest.of(canonical_json(document))) is not None
 
 
 def run_recipe(
@@ -173,12 +174,9 @@ def run_recipe(
 
 
 def _key_document(
-    recipe: Recipe,
-    inputs: tuple[LockedInput, ...],
-    platform: Platform,
-    lock: Lock,
-    variants: tuple[str, ...],
+    recipe: Recipe, platform: Platform, *, lock: Lock, host: Host, variants: tuple[str, ...]
 ) -> dict[str, object]:
+    inputs = lock.inputs(recipe.name, platform, machine=host.machine)
     document: dict[str, object] = {
         "format": _KEY_FORMAT,
         "artifact": recipe.name,
@@ -188,7 +186,12 @@ def _key_document(
     }
     if variants:
         document["variants"] = list(variants)
-    if recipe.file.artifact.needs:
+    needs = recipe.file.artifact.needs
+    if COMPILER in needs:
+        compiler = load_recipe(recipe.images, COMPILER)
+        own = _key_document(compiler, Platform.of_machine(host.machine), lock=lock, host=host, variants=())
+        document["compiler"] = str(Digest.of(canonical_json(own)))
+    if TOOLCHAIN in needs:
         # Bytecode depends on Python's version alone. The toolchain's own key would have llama.cpp compiled again for
         # every security update of Debian's Python.
         document["python"] = _upstream_version(lock.version_of(_PYTHON_PACKAGE))

@@ -1,0 +1,145 @@
+"""Downloads from a real server that cuts, lies and fails."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from edgebuild.artifacts.download import Patience, Wanted, download
+from edgebuild.artifacts.store import Store
+from edgebuild.errors import ToolError
+from edgebuild.oci.digest import Digest
+from tests.unit.artifacts.file_server import FileServer, Page
+from tests.unit.artifacts.telling import Told
+
+BODY = os.urandom(3_000_000)
+QUICK = Patience(attempts=3, deadline_s=30, backoff_s=0.01)
+
+
+def wanted(server: FileServer, body: bytes = BODY, *, size_bytes: int | None = None) -> Wanted:
+    return Wanted(
+        url=f"{server.url}/f.whl",
+        file="f.whl",
+        digest=Digest.of(body),
+        size_bytes=len(body) if size_bytes is None else size_bytes,
+        title="f 1.0",
+    )
+
+
+def fetch(server: FileServer, store: Store, told: Told, item: Wanted | None = None) -> Path:
+    return download(item or wanted(server), store=store, environment={}, progress=told, patience=QUICK)
+
+
+def scratch(store: Store) -> list[Path]:
+    return list(store.scratch("partial").glob("*"))
+
+
+def test_file_is_fetched_once(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY)
+    path = fetch(server, store, told)
+    assert path.read_bytes() == BODY
+    assert path.name == "f.whl"
+    assert told.advanced_bytes == len(BODY)
+    assert fetch(server, store, told) == path
+    assert len(server.asked) == 1
+    assert scratch(store) == []
+
+
+def test_cut_connection_is_resumed_where_it_broke(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, cuts=[1_000_000, 500_000])
+    assert fetch(server, store, told).read_bytes() == BODY
+    assert [asked for _, asked in server.asked] == ["", "bytes=1000000-", "bytes=1500000-"]
+    assert told.advanced_bytes == len(BODY)
+
+
+def test_server_without_ranges_sends_everything_again(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, cuts=[1_000_000], ranges=False)
+    assert fetch(server, store, told).read_bytes() == BODY
+    assert len(server.asked) == 2
+
+
+def test_cut_of_a_file_of_unknown_size_is_noticed(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, cuts=[10])
+    assert fetch(server, store, told, wanted(server, size_bytes=0)).read_bytes() == BODY
+
+
+def test_what_may_pass_is_tried_again(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, failures=[503, 429])
+    assert fetch(server, store, told).read_bytes() == BODY
+    assert len(server.asked) == 3
+
+
+def test_endless_failure_ends_after_the_tries_allowed(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, refuse=503)
+    with pytest.raises(ToolError, match=r"f\.whl from 127\.0\.0\.1 cannot be downloaded: 503") as caught:
+        fetch(server, store, told)
+    assert len(server.asked) == QUICK.attempts
+    assert "mirror" in caught.value.hint
+
+
+def test_tries_that_bring_new_bytes_do_not_count(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, cuts=[300_000] * 9)
+    assert fetch(server, store, told).read_bytes() == BODY
+    assert len(server.asked) == 10
+
+
+@pytest.mark.parametrize("status", [404, 410, 403])
+def test_refusal_is_final(server: FileServer, store: Store, told: Told, status: int) -> None:
+    server.pages["/f.whl"] = Page(BODY, refuse=status)
+    with pytest.raises(ToolError, match=str(status)) as caught:
+        fetch(server, store, told)
+    assert len(server.asked) == 1
+    assert ("--update-lock" in caught.value.hint) == (status != 403)
+
+
+def test_server_that_is_not_there(server: FileServer, store: Store, told: Told) -> None:
+    item = Wanted(url="http://127.0.0.1:9/f", file="f", digest=Digest.of(b""), size_bytes=1, title="f")
+    with pytest.raises(ToolError, match="cannot be downloaded"):
+        fetch(server, store, told, item)
+
+
+def test_other_bytes_are_refused_and_nothing_is_kept(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(bytes(len(BODY)))
+    with pytest.raises(ToolError, match="has sha256") as caught:
+        fetch(server, store, told)
+    assert "another mirror" in caught.value.hint
+    assert len(server.asked) == 2
+    assert scratch(store) == []
+    assert store.find("download", Digest.of(BODY)) is None
+
+
+def test_longer_file_is_refused_without_reading_all_of_it(
+    server: FileServer, store: Store, told: Told
+) -> None:
+    server.pages["/f.whl"] = Page(BODY + bytes(50_000_000))
+    with pytest.raises(ToolError, match="longer than"):
+        fetch(server, store, told)
+    assert sum(path.stat().st_size for path in scratch(store)) <= len(BODY)
+
+
+@pytest.mark.parametrize("left", [BODY[:1000], b"broken" * 100, BODY, BODY + b"more"])
+def test_scratch_file_of_an_earlier_run_is_used_or_thrown_away(
+    server: FileServer, store: Store, told: Told, left: bytes
+) -> None:
+    server.pages["/f.whl"] = Page(BODY)
+    (store.scratch("partial") / Digest.of(BODY).hex).write_bytes(left)
+    assert fetch(server, store, told).read_bytes() == BODY
+
+
+def test_two_at_once_fetch_once(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY)
+    threads = [threading.Thread(target=fetch, args=(server, store, told)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(server.asked) == 1
+
+
+def test_message_holds_no_password(server: FileServer, store: Store, told: Told) -> None:
+    url = server.url.replace("http://", "http://user:secret@") + "/gone"
+    item = Wanted(url=url, file="f", digest=Digest.of(b""), size_bytes=1, title="f")
+    with pytest.raises(ToolError) as caught:
+        fetch(server, store, told, item)
+    assert "secret" not in caught.value.message + caught.value.hint
