@@ -143,3 +143,8 @@ def test_names_are_unique_and_the_table_has_all() -> None:
     assert len(set(variables)) == len(variables)
     table = render_table()
     assert all(f"| `{setting.key}` |" in table for setting in settings())
+
+
+def test_the_readme_holds_the_table() -> None:
+    readme = Path(__file__).parents[3] / "images" / "server" / "README.md"
+    assert readme.read_text().endswith("\n\n" + render_table())
