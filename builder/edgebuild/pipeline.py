@@ -148,29 +148,32 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
     # (1) Refuse what cannot fit before anything is downloaded or compiled.
     wanted = {profile.name: _check_fit(request, profile) for profile in request.profiles}
 
-    # (2) Settle which packages go in.
-    watch = Stopwatch()
-    quantizes = any(target != request.model.spec.quantization for target in wanted.values())
-    with watch.step("lock"):
-        engine = _open_engine(request.lock, _needed(request, context, quantizes=quantizes), context)
-    epoch_s = context.host.source_date_epoch_s
-    if epoch_s is None:
-        epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
-
-    # (3, 4) Quantise each type once, then plan with the true sizes.
-    models: dict[str, ModelFile] = {}
-    plans: list[BuildPlan] = []
-    for profile in request.profiles:
-        target = wanted[profile.name]
-        with watch.step("quantize"):
-            if target not in models:
-                models[target] = _prepare(request, target, engine=engine, context=context)
-        plans.append(make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s))
-    plans.sort(key=lambda plan: plan.demand)
-    for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
-        context.progress.note(text)
-
+    # Where it goes is opened first too: what cannot be written is refused before the work, not after.
     with _open_sink(request, context) as sink:
+        # (2) Settle which packages go in.
+        watch = Stopwatch()
+        quantizes = any(target != request.model.spec.quantization for target in wanted.values())
+        with watch.step("lock"):
+            engine = _open_engine(request.lock, _needed(request, context, quantizes=quantizes), context)
+        epoch_s = context.host.source_date_epoch_s
+        if epoch_s is None:
+            epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
+
+        # (3, 4) Quantise each type once, then plan with the true sizes.
+        models: dict[str, ModelFile] = {}
+        plans: list[BuildPlan] = []
+        for profile in request.profiles:
+            target = wanted[profile.name]
+            with watch.step("quantize"):
+                if target not in models:
+                    models[target] = _prepare(request, target, engine=engine, context=context)
+            plans.append(
+                make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s)
+            )
+        plans.sort(key=lambda plan: plan.demand)
+        for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
+            context.progress.note(text)
+
         # (5, 6, 7) Each image: layers, config, manifest; then it must run.
         built = []
         for plan in plans:
@@ -358,6 +361,12 @@ def test_layout(
 @contextmanager
 def _open_sink(request: ImageRequest, context: Context) -> Iterator[SignatureSink]:
     if request.output is not None:
+        if request.push and request.reference is not None:
+            # The layout is pushed when it is complete; a login that is missing is told now.
+            with open_sink(
+                request.reference, environment=context.host.environment, progress=context.progress
+            ) as registry:
+                registry.check_access()
         with LayoutSink(
             request.output, progress=context.progress, seals=context.store, reference=request.reference
         ) as layout:

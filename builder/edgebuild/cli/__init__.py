@@ -7,7 +7,10 @@ from typing import Any
 import click
 
 from edgebuild import __version__
-from edgebuild.errors import EdgebuildError
+from edgebuild.errors import EdgebuildError, UsageError
+
+# A group without a command shows its help (click 8.2 on; before, it is no exception).
+_HELP_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 # Command, module and help line: the line stands here so that `edgebuild --help` imports no command.
 _COMMANDS = {
@@ -72,6 +75,13 @@ def main() -> None:
     sys.exit(_run(sys.argv[1:]))
 
 
+def _usage_error(error: click.ClickException) -> UsageError:
+    """Turn what click says of the arguments into our one line and a hint."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = "edgebuild" if context is None else context.command_path
+    return UsageError(" ".join(error.format_message().split()), hint=f"see `{path} --help`")
+
+
 def _run(arguments: list[str]) -> int:
     from edgebuild.cli.ending import ended_by_signal, tell_error  # noqa: PLC0415 - after the import of click
 
@@ -82,8 +92,11 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        if isinstance(error, _HELP_WANTED):
+            error.show()
+            code = error.exit_code
+        else:
+            code = tell_error(_usage_error(error), as_json="--json" in arguments)
     except EdgebuildError as error:
         code = tell_error(error, as_json="--json" in arguments)
     except (KeyboardInterrupt, click.Abort):

@@ -97,7 +97,7 @@ def command(
     target = _target(reference, push=push)
     _refuse_nonsense(no_layout=no_layout, output=output, push=push, locked=locked, update_lock=update_lock)
     signer = load_key(key, password_file, session=session)
-    loaded = _load_profiles(profiles, session)
+    loaded = _load_profiles(profiles, target, session)
     found = load_model(model, working_directory=host.working_directory)
     layout = None if no_layout else host.path(output or "build")
     request = ImageRequest(
@@ -151,7 +151,9 @@ def _refuse_nonsense(
         raise UsageError("--locked and --update-lock contradict each other", hint="leave one of them out")
 
 
-def _load_profiles(names: tuple[str, ...], session: Session) -> tuple[DeviceProfile, ...]:
+def _load_profiles(
+    names: tuple[str, ...], target: Reference | None, session: Session
+) -> tuple[DeviceProfile, ...]:
     loaded = tuple(load_profile(name, working_directory=session.host.working_directory) for name in names)
     seen: set[str] = set()
     for profile in loaded:
@@ -160,6 +162,8 @@ def _load_profiles(names: tuple[str, ...], session: Session) -> tuple[DeviceProf
                 f"profile {profile.name} is given twice", hint="each profile makes one image; give it once"
             )
         seen.add(profile.name)
+        if target is not None:
+            target.with_tag(f"{target.tag}-{profile.name}")  # refuses one that is too long
     return loaded
 
 

@@ -111,6 +111,8 @@ def _gather(layout: Layout, main: Descriptor, reference: Reference) -> _Content:
     named = {entry.annotations.get(media.REF_NAME, ""): entry for entry in layout.entries}
     if reference.tag:
         content.names = _names(layout, main, reference.tag)
+        for name in content.names:
+            reference.with_tag(name)  # refuses one that is too long
     else:
         content.names = {
             name: entry
