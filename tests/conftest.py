@@ -1,3 +1,3 @@
 """Configuration of the whole test suite."""
 
-pytest_plugins = ("tests.support.fixtures",)
+pytest_plugins = ("tests.support.fixtures", "tests.support.built")
