@@ -1,13 +1,16 @@
 """The one place that starts programs.
 
-Every program gets its own process group, so that an interrupt or a time-out ends it with all its children.
+Every program gets a session of its own and a guard (process_guard.py), so that it ends with all its children when its
+context ends, by an interrupt or a time-out too, and when this process is killed.
 """
 
 import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +22,7 @@ from edgebuild.errors import ToolError
 
 _TAIL_LINES = 12
 _STOP_GRACE_S = 5.0
+_GUARD = str(Path(__file__).with_name("process_guard.py"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,24 +153,27 @@ def _started(
     program = shutil.which(words[0], path=environment.get("PATH"))
     if program is None:
         raise ToolError(f"{words[0]} is not installed", hint=hint or f"install {words[0]} and try again")
-    try:
-        process = subprocess.Popen(
-            words,
-            executable=program,
-            env=dict(environment),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise ToolError(f"{words[0]} cannot be started: {error.strerror}", hint=hint) from error
-    with process:
+    ours, theirs = socket.socketpair()
+    with ours:
         try:
-            yield process
-        finally:
-            _stop(process)
+            with theirs:
+                process = subprocess.Popen(
+                    (sys.executable, "-I", "-S", _GUARD, str(theirs.fileno()), program, *words),
+                    env=dict(environment),
+                    cwd=cwd,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ToolError(f"{words[0]} cannot be started: {error.strerror}", hint=hint) from error
+        with process:
+            try:
+                yield process
+            finally:
+                _stop(process, ours)
 
 
 def _read_lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> bytes:
@@ -178,18 +185,16 @@ def _read_lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]
     return b"".join(lines)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the process group: politely, then by force. A process that is gone is fine."""
-    if process.poll() is not None:
-        return
-    for number, grace_s in ((signal.SIGTERM, _STOP_GRACE_S), (signal.SIGKILL, None)):
+def _stop(process: subprocess.Popen[bytes], life: socket.socket) -> None:
+    """End the program politely, then by force, then whatever it left behind. A process that is gone is fine."""
+    if process.poll() is None:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        try:
-            process.wait(timeout=grace_s)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_STOP_GRACE_S)
+    life.shutdown(socket.SHUT_WR)
+    # The guard closes its end when nothing of the session lives.
+    life.recv(1)
 
 
 def _failure(completed: Completed) -> str:
