@@ -87,7 +87,9 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
         _install(qemu, root)
         with log_path.open("w+b") as log:
             port = _free_port()
-            argv = _namespace_argv(root, config, cpu_model=cpu_model, port=port)
+            # One core stays free: threads that wait for each other in an emulator on a busy machine wait very long.
+            threads = max(1, host.cpu_count - 1)
+            argv = _namespace_argv(root, config, cpu_model=cpu_model, port=port, threads=threads)
             environment = {"PATH": host.environment.get("PATH", os.defpath), "LANG": "C.UTF-8"}
             with (
                 running(argv, environment=environment, log=log, hint="install util-linux") as server,
@@ -232,7 +234,9 @@ exec unshare --user --map-user="$uid" --map-group="$gid" --root="$root" --wd=/ -
 """
 
 
-def _namespace_argv(root: Path, config: Mapping[str, Any], *, cpu_model: str, port: int) -> list[str]:
+def _namespace_argv(
+    root: Path, config: Mapping[str, Any], *, cpu_model: str, port: int, threads: int
+) -> list[str]:
     for program in ("unshare", "findmnt", "sh"):
         if find_program(program) is None:
             raise ToolError(
@@ -240,7 +244,12 @@ def _namespace_argv(root: Path, config: Mapping[str, Any], *, cpu_model: str, po
                 hint="install util-linux, or leave the check out with --no-test",
             )
     uid, _, gid = str(config.get("User") or "0:0").partition(":")
-    environment = [*config.get("Env", []), "EDGE_HOST=127.0.0.1", f"EDGE_PORT={port}"]
+    environment = [
+        *config.get("Env", []),
+        "EDGE_HOST=127.0.0.1",
+        f"EDGE_PORT={port}",
+        f"EDGE_THREADS={threads}",
+    ]
     guest = [argument for variable in environment for argument in ("-E", variable)]
     command = [*config["Entrypoint"], *config.get("Cmd", [])]
     return [
