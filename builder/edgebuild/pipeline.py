@@ -164,56 +164,53 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
 
         # (3, 4) Quantise each type once, then plan with the true sizes.
-        models: dict[str, ModelFile] = {}
-        plans: list[BuildPlan] = []
-        for profile in request.profiles:
-            target = wanted[profile.name]
-            with watch.step("quantize"):
-                if target not in models:
-                    models[target] = _prepare(request, target, engine=engine, context=context)
-            plans.append(
-                make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s)
-            )
-        plans.sort(key=lambda plan: plan.demand)
-        for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
-            context.progress.note(text)
+    models: dict[str, ModelFile] = {}
+    plans: list[BuildPlan] = []
+    for profile in request.profiles:
+        target = wanted[profile.name]
+        with watch.step("quantize"):
+            if target not in models:
+                models[target] = _prepare(request, target, engine=engine, context=context)
+        plans.append(make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s))
+    plans.sort(key=lambda plan: plan.demand)
+    for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
+        context.progress.note(text)
 
+    with _open_sink(request, context) as sink:
         # (5, 6, 7) Each image: layers, config, manifest; then it must run.
         built = []
         for plan in plans:
+            model = models[wanted[plan.profile.name]]
             built.append(
                 _build_image(
-                    plan,
-                    models[plan.model.quantization],
-                    engine=engine,
-                    sink=sink,
-                    request=request,
-                    context=context,
-                    watch=watch,
+                    plan, model, engine=engine, sink=sink, request=request, context=context, watch=watch
                 )
             )
             watch = Stopwatch()
-
         # (8) One index over all.
         index = make_index(
             tuple(item.image for item in built), annotations=_index_annotations(plans, epoch_s)
         )
-        sink.put_manifest(index.raw, index.descriptor)
-
-        # (9) Signed before it has a name: nobody can pull it unsigned.
-        if request.key is not None:
-            references = () if request.reference is None else (request.reference,)
-            sign_image(sink, index.digest, request.key, references=references, epoch_s=None)
-
-        # (10) Names last.
-        for image in index.images:
-            if request.reference is not None:
-                sink.tag(image.descriptor, f"{request.reference.tag}-{image.profile}")
-        if request.reference is not None:
-            sink.tag(index.descriptor, request.reference.tag)
+        _publish(index, sink=sink, request=request)
     if request.output is not None:
         _read_back(request.output, index, context)
     return BuildResult(index=index, images=tuple(built))
+
+
+def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> None:
+    sink.put_manifest(index.raw, index.descriptor)
+
+    # (9) Signed before it has a name: nobody can pull it unsigned.
+    reference = request.reference
+    if request.key is not None:
+        references = () if reference is None else (reference,)
+        sign_image(sink, index.digest, request.key, references=references, epoch_s=None)
+
+    # (10) Names last, that of the whole after those of its parts.
+    if reference is not None:
+        for image in index.images:
+            sink.tag(image.descriptor, f"{reference.tag}-{image.profile}")
+        sink.tag(index.descriptor, reference.tag)
 
 
 def _read_back(path: Path, index: Index, context: Context) -> None:
