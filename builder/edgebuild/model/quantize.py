@@ -80,6 +80,8 @@ def _run_library(
     argv: list[str | Path] = [
         sys.executable,
         "-P",
+        # Bytecode beside the library would be taken for damage of the store, and llama.cpp compiled again.
+        "-B",
         worker,
         source,
         destination,
