@@ -1,3 +1,12 @@
 """Configuration of the whole test suite."""
 
-pytest_plugins = ("tests.support.fixtures", "tests.support.built")
+import pytest
+
+pytest_plugins = ("tests.support.fixtures", "tests.support.built", "tests.support.llama")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what several test modules ask for."""
+    parser.addoption(
+        "--update-golden", action="store_true", help="write golden files anew instead of comparing"
+    )
