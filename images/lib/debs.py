@@ -13,6 +13,7 @@ from arguments import RecipeError
 from trees import safe_path
 
 _AR_MAGIC = b"!<arch>\n"
+_MOST_LINKS = 8
 
 
 def unpack_deb(deb: Path, root: Path, *, wanted: Callable[[str], bool] = lambda _: True) -> None:
@@ -93,13 +94,21 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, root: P
 
 
 def _through_links(root: Path, name: str) -> Path:
-    """Follow links among the parents only, always inside `root` (usrmerge: /lib is a link to usr/lib)."""
+    """Follow links among the parents only, always inside `root` (usrmerge: /lib is a link to usr/lib).
+
+    Raises:
+        RecipeError: A link leads out of it.
+    """
     path = root
     parts = safe_path(Path(), name).parts
     for part in parts[:-1]:
         path /= part
-        if path.is_symlink():
-            path = root / os.path.normpath(path.parent.relative_to(root) / path.readlink())
+        for _ in range(_MOST_LINKS):
+            if not path.is_symlink():
+                break
+            path = safe_path(root, os.path.normpath(path.parent.relative_to(root) / path.readlink()))
+        else:
+            raise RecipeError(f"the links above /{name} go in a circle")
     return path / parts[-1]
 
 

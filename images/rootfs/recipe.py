@@ -26,6 +26,9 @@ _GROUP_LINE = "edge:x:10001:\n"
 # First match wins; "-" leaves out, "+" keeps. Names have no leading slash; "*" also matches "/".
 _RULES = (
     "+ usr/share/doc/*/copyright",
+    "- usr/share/doc/*/*",
+    # What is left are links of one package's documentation to another's.
+    "+ usr/share/doc/*",
     "+ usr/share/base-passwd/*",
     "+ usr/share/ca-certificates/*",
     "+ usr/share/common-licenses/*",
@@ -43,6 +46,7 @@ _RULES = (
     "- usr/lib/*/libmemusage.*",
     "- usr/lib/*/libc_malloc_debug.*",
     "- usr/lib/*/engines-3/*",
+    "- usr/lib/binfmt.d/*",
     "- usr/lib/tmpfiles.d/*",
     "- usr/lib/systemd/*",
     "- usr/lib/python3*/__pycache__/*",
@@ -57,6 +61,7 @@ _RULES = (
     "- usr/lib/python3.13/tkinter/*",
     "- usr/lib/python3.13/turtle*",
     "- usr/lib/python3.13/_pyrepl/*",
+    "- usr/lib/python3.13/test/*",
     "- usr/lib/python3.13/lib-dynload/readline.*",
     "- usr/lib/python3.13/lib-dynload/_curses*",
     "- usr/lib/python3.13/lib-dynload/_dbm.*",
@@ -69,6 +74,7 @@ _RULES = (
     "- etc/profile*",
     "- etc/update-motd.d/*",
     "- etc/default/*",
+    "- etc/dpkg/*",
     "- etc/bindresvport.blacklist",
     "- var/lib/*",
 )
@@ -126,6 +132,10 @@ def write_remedies(root: Path) -> None:
     (root / "etc/nsswitch.conf").write_text(
         "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"
     )
+    # base-files' postinst.
+    for name, target in (("run", "../run"), ("lock", "../run/lock")):
+        (root / "var" / name).rmdir()
+        link(root / "var" / name, target)
     # The link belongs to python3-minimal, which would bring dpkg and tar.
     link(root / "usr/bin/python3", "python3.13")
 
@@ -150,7 +160,8 @@ def remove_empty_folders(root: Path) -> None:
     for top in ("usr", "etc"):
         for folder, _names, _files in os.walk(root / top, topdown=False):
             path = Path(folder)
-            if path != root / top and not any(path.iterdir()):
+            # /sbin is a link to usr/sbin.
+            if path.parent != root and path != root / "usr/sbin" and not any(path.iterdir()):
                 path.rmdir()
 
 
