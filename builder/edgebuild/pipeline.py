@@ -164,19 +164,20 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
 
         # (3, 4) Quantise each type once, then plan with the true sizes.
-    models: dict[str, ModelFile] = {}
-    plans: list[BuildPlan] = []
-    for profile in request.profiles:
-        target = wanted[profile.name]
-        with watch.step("quantize"):
-            if target not in models:
-                models[target] = _prepare(request, target, engine=engine, context=context)
-        plans.append(make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s))
-    plans.sort(key=lambda plan: plan.demand)
-    for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
-        context.progress.note(text)
+        models: dict[str, ModelFile] = {}
+        plans: list[BuildPlan] = []
+        for profile in request.profiles:
+            target = wanted[profile.name]
+            with watch.step("quantize"):
+                if target not in models:
+                    models[target] = _prepare(request, target, engine=engine, context=context)
+            plans.append(
+                make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s)
+            )
+        plans.sort(key=lambda plan: plan.demand)
+        for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
+            context.progress.note(text)
 
-    with _open_sink(request, context) as sink:
         # (5, 6, 7) Each image: layers, config, manifest; then it must run.
         built = []
         for plan in plans:
