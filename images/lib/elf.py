@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from arguments import RecipeError
+
 _MACHINES = {62: "x86_64", 183: "aarch64"}
 _DYNAMIC, _VERNEED = 6, 0x6FFFFFFE
 _DT_NEEDED, _DT_SONAME, _DT_RPATH, _DT_RUNPATH = 1, 14, 15, 29
@@ -32,11 +34,21 @@ class Elf:
 
 
 def read_elf(path: Path) -> Elf | None:
-    """Read a file; None when it is no 64-bit little-endian ELF file."""
+    """Read a file; None when it is no 64-bit little-endian ELF file.
+
+    Raises:
+        RecipeError: It is one, but broken.
+    """
     with path.open("rb") as file:
         if file.read(6) != b"\x7fELF\x02\x01":
             return None
-    data = path.read_bytes()
+    try:
+        return _parse(path.read_bytes())
+    except (struct.error, ValueError, IndexError) as error:
+        raise RecipeError(f"{path.name} is a broken ELF file: {error}") from error
+
+
+def _parse(data: bytes) -> Elf:
     machine = struct.unpack_from("<H", data, 18)[0]
     offset, entry_bytes, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * entry_bytes) for n in range(count)]

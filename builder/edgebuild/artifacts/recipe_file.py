@@ -1,5 +1,6 @@
 """recipe.toml: what a recipe declares of itself. People write it, so it is checked whole."""
 
+import ast
 import hashlib
 import re
 import tomllib
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgebuild.errors import ToolError
 
 _LIBRARY = "lib"
+_NOT_BUILT_FROM = frozenset({".toml", ".txt", ".in", ".md"})
 
 
 class _Document(BaseModel):
@@ -114,9 +116,11 @@ class Recipe:
         Raises:
             ToolError: One cannot be read.
         """
-        # Of its own folder only what lies there directly: an image's sources name their folders.
-        own = [path for path in self.folder.glob("*") if path.is_file()]
-        shared = list((self.images / _LIBRARY).glob("*.py"))
+        # Of its own folder only what lies there directly: an image's sources name their folders. recipe.toml and the
+        # requirements speak of inputs, which are part of the key themselves.
+        own = [path for path in self.folder.glob("*") if path.suffix not in _NOT_BUILT_FROM]
+        # Of the library only what it imports: else every change there would have llama.cpp compiled again.
+        shared = self._imported(self.script, ())
         named = [path for name in self.file.artifact.sources for path in (self.images / name).rglob("*")]
         kept = {path for path in (*own, *shared, *named) if path.is_file() and is_source(path)}
         try:
@@ -130,6 +134,22 @@ class Recipe:
             raise ToolError(
                 f"recipe {self.name}: {error.filename} cannot be read: {error.strerror}"
             ) from error
+
+    def _imported(self, script: Path, known: tuple[Path, ...]) -> tuple[Path, ...]:
+        """List the modules of the library that a program imports, and those that they import."""
+        try:
+            tree = ast.parse(script.read_bytes())
+        except (OSError, SyntaxError) as error:
+            raise ToolError(f"recipe {self.name}: {script} cannot be read: {error}") from error
+        names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        names |= {
+            alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+        }
+        for name in sorted(name for name in names if name):
+            path = self.images / _LIBRARY / f"{name}.py"
+            if path.is_file() and path not in known:
+                known = self._imported(path, (*known, path))
+        return known
 
 
 def is_source(path: Path) -> bool:

@@ -154,3 +154,9 @@ def test_library_is_read_as_readelf_reads_it(lib: dict[str, ModuleType]) -> None
     assert all(name in said for name in elf.needed)
     assert any(version.startswith("GLIBC_2.") for version in elf.versions)
     assert lib["elf"].read_elf(Path(__file__)) is None
+
+
+def test_broken_library_is_one_clear_error(lib: dict[str, ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "broken.so").write_bytes(Path(sys.executable).read_bytes()[:5000])
+    with pytest.raises(lib["arguments"].RecipeError, match=r"broken\.so is a broken ELF file"):
+        lib["elf"].read_elf(tmp_path / "broken.so")

@@ -23,7 +23,8 @@ from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
 from tests.unit.artifacts.telling import Told, host_at
 
 COPY = """
-import argparse, pathlib, shutil
+import sys; sys.path.insert(0, __file__.rpartition("/")[0] + "/../lib")
+import argparse, shared, pathlib, shutil
 parser = argparse.ArgumentParser()
 for name in ("platform", "inputs", "output", "jobs", "toolchain", "compiler", "cache", "variants"):
     parser.add_argument(f"--{name}", default="")
@@ -61,7 +62,8 @@ class Workshop:
         for name, target in (("thing", "target"), ("toolchain", "host"), ("compiler", "host")):
             self.write(name, "recipe.py", COPY)
             self.write(name, "recipe.toml", f'[artifact]\ndescription = "x"\nfor = "{target}"\n')
-        self.write("lib", "shared.py", "")
+        self.write("lib", "shared.py", "import deeper")
+        self.write("lib", "deeper.py", "")
         store.make("download", Digest(INPUT.sha256), lambda folder: put(folder / "p.whl", b"wheel"))
 
     def entries(self, name: str, *inputs: LockedInput) -> tuple[LockedArtifact, LockedArtifact]:
@@ -141,8 +143,9 @@ CHANGES: dict[str, Callable[[Workshop], Artifact]] = {
     "variants": lambda w: w.build(variants=("a",)),
     "name of an input": lambda w: w.build(lock=w.with_input(file="q.whl")),
     "recipe": lambda w: w.edited("thing", "recipe.py", COPY + "\n").build(),
-    "data beside the recipe": lambda w: w.edited("thing", "more.txt", "").build(),
+    "data beside the recipe": lambda w: w.edited("thing", "more.patch", "").build(),
     "shared code": lambda w: w.edited("lib", "shared.py", "#").build(),
+    "code that shared code imports": lambda w: w.edited("lib", "deeper.py", "#").build(),
     "need of Python": lambda w: w.needing("toolchain").build(),
     "need of a compiler": lambda w: w.needing("compiler").build(),
 }
@@ -157,6 +160,8 @@ def test_key_changes_with_everything_that_matters(workshop: Workshop, change: st
 def test_key_does_not_change_with_anything_else(workshop: Workshop) -> None:
     before = workshop.build()
     workshop.write("other", "recipe.py", "")
+    workshop.write("thing", "README.md", "")
+    workshop.write("lib", "unused.py", "")
     workshop.write("thing", "__pycache__/recipe.pyc", "")
     workshop.write("thing", "folder/unnamed.txt", "")
     workshop.write("thing", "recipe.py~", "")
