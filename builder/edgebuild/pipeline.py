@@ -31,7 +31,8 @@ from edgebuild.oci.layout import LayoutSink, read_layout
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import SignatureSink
-from edgebuild.oci.tar import bytes_layer, model_tar
+from edgebuild.oci.seals import known_blob_digest, remember_blob_digest
+from edgebuild.oci.tar import ModelTar, bytes_layer, model_tar
 from edgebuild.plan import (
     ARTIFACTS,
     VERSION_EPOCH_S,
@@ -309,9 +310,7 @@ def _build_image(
     for role in plan.layers:
         with watch.step(role.value):
             if role is Role.MODEL:
-                layer = framed.layer(
-                    sink.put_blob(framed.blob, digest=None, title=f"model {plan.model.file_name}")
-                )
+                layer = _put_model(framed, sink=sink, request=request, context=context)
             elif role is Role.CONFIG:
                 contents = make_contents(
                     plan, model_digest=layers[0].diff_id, before=framed.before, after=framed.after
@@ -338,6 +337,16 @@ def _build_image(
     sink.put_blob(Blob.of_bytes(image.config), digest=image.config_digest, title="config")
     sink.put_manifest(image.manifest, image.descriptor)
     return BuiltImage(image=image, plan=plan, engine=engine.name, smoke=smoke, seconds=watch.seconds())
+
+
+def _put_model(framed: ModelTar, *, sink: SignatureSink, request: ImageRequest, context: Context) -> Layer:
+    """Store the model's layer. One whose file has not changed since is not hashed again, nor sent to who has it."""
+    # A layout looks for the seal itself, and takes the digest that it finds while copying if the seal is wrong.
+    known = known_blob_digest(framed.blob, context.store) if request.output is None else None
+    digest = sink.put_blob(framed.blob, digest=known, title=f"model {Path(framed.name).name}")
+    if known is None:
+        remember_blob_digest(framed.blob, context.store, digest)
+    return framed.layer(digest)
 
 
 def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:

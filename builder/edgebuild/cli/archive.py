@@ -1,6 +1,7 @@
 """`edgebuild archive`: an image as a docker-archive, which every Docker loads."""
 
 import sys
+from contextlib import suppress
 
 import click
 
@@ -49,7 +50,8 @@ def command(session: Session, layout: str, profile: str | None, name: str | None
             f"{path} cannot be written: {error.strerror}", hint="make room or choose another place"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is not there
+            partial.unlink(missing_ok=True)
     session.say(f"{path}: {names[0]}")
     session.give({"file": str(path), "name": names[0], "digest": str(image.digest)})
 
