@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HELD_OUT = Path(__file__).parent / "heldout.jsonl"
-OUTPUT_TOKENS = 128  # the longest alert of the task has 60 tokens
+OUTPUT_TOKENS = 128  # the longest alert of 20,000 lines has 54 tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

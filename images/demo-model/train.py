@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and write the model."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "hf", help="folder to write")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(SEED)
