@@ -136,6 +136,11 @@ class Built:
         )
         return found
 
+    @property
+    def model(self) -> str | Path:
+        """What `--model` was given."""
+        return self.arguments[self.arguments.index("--model") + 1]
+
     def blob(self, digest: str) -> Path:
         """Return where the layout keeps a blob."""
         return self.layout / "blobs" / digest.replace(":", "/")

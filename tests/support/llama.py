@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.built import host_engine
 from tests.support.tiny_gguf import write_scripted_gguf, write_tiny_gguf
 
 SERVER = Path(__file__).parents[2] / "images" / "server"
@@ -33,15 +34,10 @@ _STARTUP_S = 30.0
 
 
 @pytest.fixture(scope="session")
-def llama_host(request: pytest.FixtureRequest) -> Path:
-    """The folder that holds the package `llama_cpp`, built for this machine."""
+def llama_host(built_store: Path, built_lock: Path) -> Path:
+    """The folder that holds the package `llama_cpp` for this machine, as it goes into images; EDGEBUILD_LLAMA_HOST names another."""
     given = os.environ.get("EDGEBUILD_LLAMA_HOST")
-    if given:
-        return Path(given)
-    reason = "no llama.cpp for this machine: set EDGEBUILD_LLAMA_HOST to the folder that holds the package llama_cpp"
-    if request.config.getoption("--require-tools", default=False):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    return Path(given) if given else host_engine(built_store, built_lock)
 
 
 @pytest.fixture(scope="session")
