@@ -137,13 +137,12 @@ def kv_cache_bytes(model: ModelSpec, *, context_tokens: int, slots: int) -> int:
     return context_tokens * slots * sum(model.kv_heads) * (model.key_length + model.value_length) * _KV_BYTES
 
 
-def compute_bytes(model: ModelSpec, *, context_tokens: int, batch_tokens: int, slots: int) -> int:
+def compute_bytes(model: ModelSpec, *, batch_tokens: int) -> int:
     """Bound the engine's buffers for one step: activations of a batch, its attention scores, its logits.
 
     The scores of flash attention are never held whole; the logits of a batch are reserved for every token of it
     (llama.cpp src/llama-context.cpp, graph_reserve), which for large vocabularies is what dominates.
     """
-    del context_tokens, slots
     per_token = model.vocabulary + 6 * model.embedding + 2 * model.feed_forward
     return batch_tokens * per_token * _FLOAT_BYTES
 
@@ -168,7 +167,7 @@ def make_fit(model: ModelSpec, profile: DeviceProfile, *, is_estimate: bool) -> 
         FitRow(
             what="compute buffers",
             formula=f"batch {batch} × ({model.vocabulary} vocabulary + activations) × {_FLOAT_BYTES} B",
-            size_bytes=compute_bytes(model, context_tokens=context, batch_tokens=batch, slots=slots),
+            size_bytes=compute_bytes(model, batch_tokens=batch),
         ),
         FitRow(what="server", formula="Python, server, engine", size_bytes=SERVER_BYTES),
     )

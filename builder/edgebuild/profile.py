@@ -218,16 +218,6 @@ class DeviceProfile(Section):
         """Bytes that the server may take: memory × (1 − reserve)."""
         return self.memory * (1000 - self.reserve) // 1000
 
-    @property
-    def output_limit_tokens(self) -> int:
-        """Most tokens generated for one request; never more than three quarters of the context."""
-        return min(self.server.limits.output_tokens, self.context * 3 // 4)
-
-    @property
-    def prompt_limit_tokens(self) -> int:
-        """Longest prompt, in tokens."""
-        return min(self.server.limits.prompt_tokens or self.context, self.context - 1)
-
 
 def profile_names() -> tuple[str, ...]:
     """Return the names of the built-in profiles, sorted."""
