@@ -4,6 +4,7 @@ Source: deb(5): an `ar` archive of debian-binary, control.tar.* and data.tar.*; 
 """
 
 import io
+import lzma
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -30,11 +31,14 @@ def unpack_deb(deb: Path, root: Path, *, wanted: Callable[[str], bool] = lambda 
     Raises:
         RecipeError: The package is broken or holds what an image cannot have.
     """
-    with tarfile.open(fileobj=io.BytesIO(_member(deb, "data.tar")), mode="r:*") as archive:
-        for member in archive:
-            name = member.name.strip("/").removeprefix("./").removesuffix(".")
-            if name and (member.isdir() or wanted(name)):
-                _place(archive, member, name, root, deb.name)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(_member(deb, "data.tar")), mode="r:*") as archive:
+            for member in archive:
+                name = member.name.strip("/").removeprefix("./")
+                if name not in {"", "."} and (member.isdir() or wanted(name)):
+                    _place(archive, member, name, root, deb.name)
+    except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
+        raise RecipeError(f"{deb.name} cannot be unpacked: {error}") from error
 
 
 def control_text(deb: Path) -> str:

@@ -8,13 +8,14 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
-from edgebuild.artifacts.network import make_client
+from edgebuild.artifacts.network import Stop, make_client
 from edgebuild.artifacts.store import Store, store_fault
 from edgebuild.errors import ToolError
 from edgebuild.oci.blob import CHUNK_BYTES
@@ -74,9 +75,17 @@ def download(
     environment: Mapping[str, str],
     progress: Progress,
     patience: Patience | None = None,
-    sleep: Callable[[float], None] = time.sleep,
+    stop: Stop | None = None,
 ) -> Path:
     """Return the file's path in the store, fetching it if it is not there.
+
+    Args:
+        wanted: The file.
+        store: Takes it.
+        environment: For proxies and certificates.
+        progress: Told of the bytes that arrive.
+        patience: How long it is tried.
+        stop: Ends the download soon after it is set.
 
     Raises:
         ToolError: It cannot be had, or is not what was asked for.
@@ -90,9 +99,9 @@ def download(
         partial = store.scratch("partial") / wanted.digest.hex
         with (
             progress.task(f"download {wanted.title}", total_bytes=wanted.size_bytes or None) as task,
-            make_client(environment) as client,
+            make_client(environment, stop=stop) as client,
         ):
-            _Transfer(wanted, partial, client, task, patience or Patience(), sleep).run()
+            _Transfer(wanted, partial, client, task, patience or Patience(), stop or Stop()).run()
         partial.chmod(0o644)
         partial.rename(folder / wanted.file)
 
@@ -110,14 +119,14 @@ class _Transfer:
         client: httpx.Client,
         task: Task,
         patience: Patience,
-        sleep: Callable[[float], None],
+        stop: Stop,
     ) -> None:
         self._wanted = wanted
         self._partial = partial
         self._client = client
         self._task = task
         self._patience = patience
-        self._sleep = sleep
+        self._stop = stop
         self._shown_bytes = 0
 
     def run(self) -> None:
@@ -142,6 +151,8 @@ class _Transfer:
             try:
                 self._fetch_rest(before_bytes)
             except (httpx.TransportError, _TryAgainError) as error:
+                if self._stop.is_set():
+                    self._end()
                 if self._have_bytes() > before_bytes:
                     failures, since_s = 0, time.monotonic()
                 failures += 1
@@ -154,7 +165,8 @@ class _Transfer:
                         hint="check the network, proxies and the mirror; what arrived is kept for the next try",
                     ) from error
                 self._task.status(f"{reason}; trying again")
-                self._sleep(wait_s)
+                if self._stop.wait(wait_s):
+                    self._end()
             else:
                 return
 
@@ -188,11 +200,16 @@ class _Transfer:
                         )
                     out.write(chunk)
                     self._show(written)
+                    if self._stop.is_set():
+                        self._end()
         except OSError as error:
             raise store_fault(self._partial.parent, error) from error
         expected = limit or _length(response, start_bytes)
         if expected and written < expected:
             raise _TryAgainError(f"the connection ended after {written} of {expected} bytes")
+
+    def _end(self) -> NoReturn:
+        raise ToolError(f"the download of {_place(self._wanted)} was stopped", hint="what arrived is kept")
 
     def _refuse(self, response: httpx.Response) -> None:
         reason = f"{response.status_code} {response.reason_phrase}".strip()

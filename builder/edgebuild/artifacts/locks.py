@@ -35,6 +35,15 @@ def try_locked(path: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
+def lock_at_once(descriptor: int) -> None:
+    """Lock a file that was just made and that nobody else can know yet; closing it unlocks.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _acquire(path: Path, *, wait: bool) -> int | None:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,7 +1,11 @@
 """The way to mirrors and indexes: whom to trust, which proxy to take, how long to wait."""
 
+import socket
 import ssl
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import httpx
 
@@ -11,8 +15,53 @@ CONNECT_S = 15.0
 IDLE_S = 60.0
 
 
-def make_client(environment: Mapping[str, str]) -> httpx.Client:
+class Stop(threading.Event):
+    """Ends the work of other threads when it is set: their connections too, which else notice nothing before a time-out."""
+
+    def __init__(self) -> None:
+        """Nothing is stopped yet."""
+        super().__init__()
+        self._guard = threading.Lock()
+        self._ends: list[socket.socket] = []
+
+    def set(self) -> None:
+        """End every connection, and those that are still being made when they are."""
+        super().set()
+        with self._guard:
+            for end in self._ends:
+                _shut_down(end)
+
+    def close(self) -> None:
+        """Forget the connections."""
+        for end in self._ends:
+            end.close()
+
+    def watch(self, request: httpx.Request) -> None:
+        """Learn of the connections that a request opens; a hook of httpx."""
+        request.extensions["trace"] = self._trace
+
+    def _trace(self, event: str, details: Mapping[str, Any]) -> None:
+        # https://www.encode.io/httpcore/extensions/, "trace"
+        if event.endswith("connect_tcp.complete"):
+            # A copy, since TLS takes the socket itself away.
+            end = details["return_value"].get_extra_info("socket").dup()
+            with self._guard:
+                self._ends.append(end)
+                if self.is_set():
+                    _shut_down(end)
+
+
+def _shut_down(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
+def make_client(environment: Mapping[str, str], *, stop: Stop | None = None) -> httpx.Client:
     """Make an HTTP client that heeds proxies and certificate variables of `environment`, not of this process.
+
+    Args:
+        environment: The host's.
+        stop: Ends its connections from another thread.
 
     Raises:
         ToolError: A certificate file or a proxy's address is no good.
@@ -39,6 +88,7 @@ def make_client(environment: Mapping[str, str]) -> httpx.Client:
         follow_redirects=True,
         timeout=httpx.Timeout(IDLE_S, connect=CONNECT_S),
         headers={"User-Agent": "edgebuild"},
+        event_hooks={"request": [stop.watch] if stop else []},
     )
 
 

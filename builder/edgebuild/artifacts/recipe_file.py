@@ -136,15 +136,13 @@ class Recipe:
             ) from error
 
     def _imported(self, script: Path, known: tuple[Path, ...]) -> tuple[Path, ...]:
-        """List the modules of the library that a program imports, and those that they import."""
+        """List the modules of the library that a program imports at its top, and those that they import."""
         try:
             tree = ast.parse(script.read_bytes())
         except (OSError, SyntaxError) as error:
             raise ToolError(f"recipe {self.name}: {script} cannot be read: {error}") from error
-        names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        names |= {
-            alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-        }
+        names = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         for name in sorted(name for name in names if name):
             path = self.images / _LIBRARY / f"{name}.py"
             if path.is_file() and path not in known:

@@ -1,13 +1,14 @@
 """Where recipes and their inputs come from: edgebuild's own folder, this host's Debian mirrors and package index."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
 from edgebuild.artifacts.debian import Archive, find_archives
 from edgebuild.artifacts.download import Wanted, download, find_download
-from edgebuild.artifacts.network import make_client
+from edgebuild.artifacts.network import Stop, make_client
 from edgebuild.artifacts.pypi import find_file, find_index_urls
 from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
@@ -62,19 +63,25 @@ class Sources:
             ToolError: One cannot be had.
             StoreError: The disk is full.
         """
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="download") as pool:
-            futures = [pool.submit(self._fetch, item) for item in items]
+        with closing(Stop()) as stop, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="download") as pool:
+            futures = [pool.submit(self._fetch, item, stop) for item in items]
             try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+                # The fault that came first, not that of a download which it stopped.
+                for future in futures:
+                    if future.done():
+                        future.result()
                 return tuple(future.result() for future in futures)
             except BaseException:
+                stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _fetch(self, item: LockedInput) -> Path:
+    def _fetch(self, item: LockedInput, stop: Stop) -> Path:
         digest = Digest(item.sha256)
         if (found := find_download(self._store, digest, item.file)) is not None:
             return found
-        url, environment = self._deb(item) if item.kind == "deb" else self._index_file(item)
+        url, environment = self._deb(item) if item.kind == "deb" else self._index_file(item, stop)
         wanted = Wanted(
             url=url,
             file=item.file,
@@ -82,7 +89,9 @@ class Sources:
             size_bytes=item.size_bytes,
             title=f"{item.name} {item.version}",
         )
-        return download(wanted, store=self._store, environment=environment, progress=self._progress)
+        return download(
+            wanted, store=self._store, environment=environment, progress=self._progress, stop=stop
+        )
 
     def _deb(self, item: LockedInput) -> tuple[str, dict[str, str]]:
         with self._guard:
@@ -99,11 +108,11 @@ class Sources:
             environment |= {"http_proxy": archive.proxy, "https_proxy": archive.proxy}
         return f"{archive.url}/{quote(item.path)}", environment
 
-    def _index_file(self, item: LockedInput) -> tuple[str, dict[str, str]]:
+    def _index_file(self, item: LockedInput, stop: Stop) -> tuple[str, dict[str, str]]:
         with self._guard:
             if not self._indexes:
                 self._indexes = find_index_urls(self._host)
-        with make_client(self._host.environment) as client:
+        with make_client(self._host.environment, stop=stop) as client:
             found = find_file(
                 item.name, file=item.file, sha256=item.sha256, urls=self._indexes, client=client
             )

@@ -2,7 +2,7 @@
 
     <root>/v1/<kind>/<key>/          an entry: a folder that never changes
     <root>/v1/<kind>/<key>.seal      its seal, written last: an entry without one is a leftover; its mtime is the last use
-    <root>/v1/locks/  temporary/  digests/  scratch/
+    <root>/v1/locks/  temporary/  digests/  scratch/  users/
 
 An entry is built in a temporary folder under a lock, sealed and renamed. A killed build leaves a temporary folder
 without a holder of its lock, which the next one removes.
@@ -14,12 +14,14 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild.artifacts.locks import locked, try_locked
+from edgebuild.artifacts.presence import Presence
 from edgebuild.artifacts.seals import Seal, find_damage, is_untouched, make_seal
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import StoreError
@@ -71,6 +73,7 @@ class Store:
         self.root = root
         self._base = root / "v1"
         self._progress = progress or SilentProgress()
+        self._presence = Presence(self._base / "users")
 
     def find(self, kind: str, key: Digest) -> Path | None:
         """Return the folder of a complete and undamaged entry, and note that it was used.
@@ -88,6 +91,7 @@ class Store:
                 return None
             # A store on a read-only disk is fine to read from.
             with suppress(OSError):
+                self._presence.announce()
                 os.utime(seal_path)
             return folder
 
@@ -107,6 +111,7 @@ class Store:
         folder = self._entry(kind, key)
         with self._faults():
             self._prepare(kind)
+            self._presence.announce()
             with locked(self._lock_path(kind, key)):
                 # Another build may have made it while this one waited.
                 if (found := self.find(kind, key)) is not None:
@@ -118,7 +123,7 @@ class Store:
                     build(temporary)
                     _seal_entry(temporary, folder)
                 finally:
-                    _remove_tree(temporary)
+                    _discard(temporary)
         return folder
 
     def known_digest(self, path: Path, tag: str) -> Digest | None:
@@ -154,6 +159,25 @@ class Store:
         return folder
 
     @contextmanager
+    def workplace(self, name: str) -> Iterator[Path]:
+        """Give an empty folder that is gone afterwards; what killed builds left in theirs of this name is removed first.
+
+        Raises:
+            StoreError: It cannot be made.
+        """
+        own = f"{name}-{uuid.uuid4().hex}"
+        lock = self._base / "locks" / own
+        with ExitStack() as stack:
+            with self._faults():
+                self._prepare("scratch")
+                self._sweep_idle(f"{name}-")
+                stack.enter_context(locked(lock))
+                stack.callback(lock.unlink, missing_ok=True)
+                folder = self._temporary(own)
+                stack.callback(_remove_tree, folder)
+            yield folder
+
+    @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Keep others out of a piece of work, across threads and processes.
 
@@ -179,7 +203,7 @@ class Store:
         return (*found, KindInfo(kind="scratch", entries=len(folders), size_bytes=size_bytes))
 
     def prune(self, *, unused_since_s: float | None = None) -> Pruned:
-        """Remove entries, leftovers and scratch folders; what is being built stays.
+        """Remove entries, leftovers and scratch folders, except what living processes build or use.
 
         Args:
             unused_since_s: Keep what was used at or after this moment, in seconds since 1970; None removes all.
@@ -189,9 +213,13 @@ class Store:
         """
         entries = size_bytes = 0
         with self._faults():
+            busy_since_ns = self._presence.others_since_ns()
+            limits_ns = [busy_since_ns] if busy_since_ns is not None else []
+            limits_ns += [int(unused_since_s * 1e9)] if unused_since_s is not None else []
+            limit_ns = min(limits_ns, default=None)
             for kind in KINDS:
                 for path, seal in self._seals(kind):
-                    if unused_since_s is not None and path.stat().st_mtime >= unused_since_s:
+                    if not _is_older(path, limit_ns):
                         continue
                     folder = path.with_suffix("")
                     with try_locked(self._lock_path(kind, Digest(folder.name))) as free:
@@ -199,12 +227,13 @@ class Store:
                             self._remove(folder)
                             entries += 1
                             size_bytes += seal.size_bytes if seal else 0
-            self._sweep("")
-            for folder in (self._base / "scratch").glob("*"):
-                if unused_since_s is None or _newest_s(folder) < unused_since_s:
+            self._remove_unsealed()
+            self._sweep_idle("")
+            for folder in () if busy_since_ns is not None else (self._base / "scratch").glob("*"):
+                if all(_is_older(path, limit_ns) for path in (folder, *folder.rglob("*"))):
                     _remove_tree(folder)
             for path in (self._base / "digests").glob("*.json"):
-                if unused_since_s is None or path.stat().st_mtime < unused_since_s:
+                if _is_older(path, limit_ns):
                     path.unlink(missing_ok=True)
         return Pruned(entries=entries, size_bytes=size_bytes)
 
@@ -275,22 +304,32 @@ class Store:
         _remove_tree(folder)
 
     def _sweep(self, prefix: str) -> None:
-        """Remove temporary folders that no living build holds; the caller holds the lock of `prefix` if it is one."""
+        """Remove the temporary folders of an entry; the caller holds its lock."""
         for folder in (self._base / "temporary").glob(f"{prefix}*"):
-            if prefix:
-                _remove_tree(folder)
-                continue
+            _remove_tree(folder)
+
+    def _sweep_idle(self, prefix: str) -> None:
+        """Remove temporary folders that no living build holds, and idle locks."""
+        for folder in (self._base / "temporary").glob(f"{prefix}*"):
             with try_locked(self._base / "locks" / folder.name.rpartition("-")[0]) as free:
                 if free:
                     _remove_tree(folder)
-        if not prefix:
-            self._remove_idle_locks()
-
-    def _remove_idle_locks(self) -> None:
-        for path in (self._base / "locks").glob("*"):
+        for path in (self._base / "locks").glob(f"{prefix}*"):
             with try_locked(path) as free:
                 if free:
                     path.unlink(missing_ok=True)
+
+    def _remove_unsealed(self) -> None:
+        """Remove what builds that were killed between their last two steps left: folders without seal, parts of seals."""
+        for kind in KINDS:
+            for path in (self._base / kind).glob("*"):
+                entry = path.name.removeprefix(".").partition(".")[0]
+                is_whole = path.suffix == _SEAL and not path.name.startswith(".")
+                if is_whole or _seal_of(path).exists():
+                    continue
+                with try_locked(self._base / "locks" / f"{kind}-{entry}") as free:
+                    if free and not _seal_of(path).exists():
+                        _remove_tree(path)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -316,8 +355,13 @@ def store_fault(root: Path, error: OSError) -> StoreError:
 
 def _seal_entry(temporary: Path, folder: Path) -> None:
     temporary.rename(folder)
-    # After the rename, since the seal holds what the file system says now. Files below a renamed folder keep theirs.
-    _write_atomically(_seal_of(folder), make_seal(folder).to_json())
+    try:
+        # After the rename, since the seal holds what the file system says now. Files below a renamed folder keep theirs.
+        _write_atomically(_seal_of(folder), make_seal(folder).to_json())
+    except BaseException:
+        # On a full disk, an entry that nobody can use must not hold the room that it takes.
+        _remove_tree(folder)
+        raise
 
 
 def _seal_of(folder: Path) -> Path:
@@ -342,8 +386,14 @@ def _foreign_stamp(path: Path) -> list[int]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _newest_s(folder: Path) -> float:
-    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+def _is_older(path: Path, limit_ns: int | None) -> bool:
+    return limit_ns is None or path.lstat().st_mtime_ns < limit_ns
+
+
+def _discard(folder: Path) -> None:
+    """Remove a temporary folder as far as it goes: children of a killed build may write there for a moment yet."""
+    with suppress(OSError):
+        _remove_tree(folder)
 
 
 def _remove_tree(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgebuild.artifacts.download import Patience, Wanted, download
+from edgebuild.artifacts.network import Stop
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
 from edgebuild.oci.digest import Digest
@@ -143,3 +144,16 @@ def test_message_holds_no_password(server: FileServer, store: Store, told: Told)
     with pytest.raises(ToolError) as caught:
         fetch(server, store, told, item)
     assert "secret" not in caught.value.message + caught.value.hint
+
+
+def test_stop_ends_a_wait_and_keeps_what_arrived(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, cuts=[1_000_000] * 9)
+    stop = Stop()
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    patient = Patience(attempts=9, deadline_s=600, backoff_s=300)
+    with pytest.raises(ToolError, match="was stopped"):
+        download(wanted(server), store=store, environment={}, progress=told, patience=patient, stop=stop)
+    timer.join()
+    (left,) = scratch(store)
+    assert left.read_bytes() == BODY[:1_000_000]

@@ -75,6 +75,7 @@ def test_package_is_unpacked_as_dpkg_does(lib: dict[str, ModuleType], tmp_path: 
         ("./usr/bin/link", "run"),
         ("./usr/bin/absolute", "/etc/conf"),
         ("./.hidden", b"h"),
+        ("./ends.", b"e"),
     )
     lib["debs"].unpack_deb(deb(tmp_path / "p.deb", members), root)
     lib["trees"].settle_modes(root)

@@ -368,3 +368,45 @@ def test_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None
     assert said.startswith("no space is left for the store")
     assert "cache prune" in said
     assert state == "[] True"
+
+
+_USER = """
+import sys
+from pathlib import Path
+from edgebuild.artifacts.store import Store
+from edgebuild.oci.digest import Digest
+store = Store(Path(sys.argv[1]))
+print(store.find("artifact", Digest.of(b"key")), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_prune_spares_what_a_living_process_has_taken(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    used, unused = store.make("artifact", KEY, write), store.make("artifact", OTHER, write)
+    for folder in (used, unused):
+        os.utime(folder.with_name(folder.name + ".seal"), (1000, 1000))
+    (store.scratch("partial") / "half").touch()
+    user = subprocess.Popen(
+        [sys.executable, "-c", _USER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert user.stdout is not None
+    assert user.stdout.readline() == f"{used}\n"
+    assert store.prune().entries == 1
+    assert used.is_dir()
+    assert not unused.exists()
+    assert (store.scratch("partial") / "half").exists()
+    os.kill(user.pid, signal.SIGKILL)
+    user.communicate(timeout=60)
+    assert store.prune().entries == 1
+    assert not used.exists()
+    assert not (tmp_path / "v1" / "scratch" / "partial").exists()
+    assert len(list((tmp_path / "v1" / "users").iterdir())) == 1, "its own"
+
+
+def test_store_that_is_closed_leaves_no_trace_of_its_use(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.make("artifact", KEY, write)
+    assert len(list((tmp_path / "v1" / "users").iterdir())) == 1
+    del store
+    assert list((tmp_path / "v1" / "users").iterdir()) == []
