@@ -6,8 +6,8 @@ from edgebuild.errors import PlanError
 from edgebuild.model_spec import ModelSpec, quantized_file_name
 from edgebuild.profile import DeviceProfile
 
-# Resident memory of Python, the server's packages and the engine's libraries with no model loaded; measured by
-# tests/integration (test_memory) on the running image.
+# Resident memory of Python, the server's packages and the engine's libraries: 54 MB was measured on a running image with
+# a model of 7.6 MB loaded; the rest is room for requests under way.
 SERVER_BYTES = 72 << 20
 _KV_BYTES = 2  # f16
 _FLOAT_BYTES = 4

@@ -351,13 +351,9 @@ def _put_model(framed: ModelTar, *, sink: SignatureSink, request: ImageRequest, 
 
 def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:
     """Start one image on its profile's processor model and ask it a question."""
-    return smoke_test(
-        image,
-        qemu=engine.emulator(image.platform),
-        scratch=context.store.scratch("smoke"),
-        host=context.host,
-        progress=context.progress,
-    )
+    qemu = engine.emulator(image.platform)
+    with context.store.workplace("smoke") as scratch:
+        return smoke_test(image, qemu=qemu, scratch=scratch, host=context.host, progress=context.progress)
 
 
 def test_layout(
