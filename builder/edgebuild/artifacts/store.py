@@ -306,14 +306,14 @@ class Store:
     def _sweep(self, prefix: str) -> None:
         """Remove the temporary folders of an entry; the caller holds its lock."""
         for folder in (self._base / "temporary").glob(f"{prefix}*"):
-            _remove_tree(folder)
+            _discard(folder)
 
     def _sweep_idle(self, prefix: str) -> None:
         """Remove temporary folders that no living build holds, and idle locks."""
         for folder in (self._base / "temporary").glob(f"{prefix}*"):
             with try_locked(self._base / "locks" / folder.name.rpartition("-")[0]) as free:
                 if free:
-                    _remove_tree(folder)
+                    _discard(folder)
         for path in (self._base / "locks").glob(f"{prefix}*"):
             with try_locked(path) as free:
                 if free:

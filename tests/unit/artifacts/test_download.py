@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -148,12 +149,12 @@ def test_message_holds_no_password(server: FileServer, store: Store, told: Told)
 
 def test_stop_ends_a_wait_and_keeps_what_arrived(server: FileServer, store: Store, told: Told) -> None:
     server.pages["/f.whl"] = Page(BODY, cuts=[1_000_000] * 9)
-    stop = Stop()
-    timer = threading.Timer(0.3, stop.set)
-    timer.start()
     patient = Patience(attempts=9, deadline_s=600, backoff_s=300)
-    with pytest.raises(ToolError, match="was stopped"):
-        download(wanted(server), store=store, environment={}, progress=told, patience=patient, stop=stop)
-    timer.join()
+    with closing(Stop()) as stop:
+        timer = threading.Timer(0.3, stop.set)
+        timer.start()
+        with pytest.raises(ToolError, match="was stopped"):
+            download(wanted(server), store=store, environment={}, progress=told, patience=patient, stop=stop)
+        timer.join()
     (left,) = scratch(store)
     assert left.read_bytes() == BODY[:1_000_000]
