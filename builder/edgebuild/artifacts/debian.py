@@ -23,7 +23,7 @@ KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
 _NO_APT_HINT = "run on Debian or Ubuntu, or use an edgebuild.lock whose inputs are in the store"
-_MIRROR_HINT = "name a Debian mirror with --mirror URL"
+_MIRROR_HINT = "run `apt-get update`, or name a Debian mirror with --mirror URL"
 _FIELDS = ("SITE", "RELEASE", "ORIGIN", "COMPONENT")
 
 
@@ -97,7 +97,7 @@ def find_archives(suite: str, *, host: Host, mirrors: tuple[str, ...] = ()) -> t
             Archive(name=name, url=url.rstrip("/"), suites=own, proxy=_apt_proxy(url, host))
             for name, url, own in zip(names, mirrors, suites, strict=False)
         )
-    targets = tuple(_index_targets(host))
+    targets = _debian_sources(host)
     main = _best(targets, lambda release: not release.endswith(("-security", "-updates", "-backports")))
     if main is None:
         raise ToolError("this host's apt knows no Debian mirror", hint=_MIRROR_HINT)
@@ -159,7 +159,7 @@ def resolve_packages(
             "-o",
             "APT::Update::Error-Mode=any",
             failure=f"apt cannot read {where}",
-            hint=f"check the network and the mirror, or {_MIRROR_HINT}",
+            hint="check the network and the mirror, or name another one with --mirror URL",
         )
         epoch_s = apt.newest_release_s()
         return tuple(
@@ -266,22 +266,25 @@ class _PrivateApt:
         return max(dates)
 
 
-def _index_targets(host: Host) -> Iterator[tuple[str, str]]:
-    """Yield (address, release) of the host's Debian archives."""
-    done = run(
-        ["apt-get", "indextargets", "--format", "|".join(f"$({name})" for name in _FIELDS)],
-        environment={**host.environment, "LC_ALL": "C"},
-        hint=_NO_APT_HINT,
-    )
-    for line in dict.fromkeys(done.stdout.splitlines()):
-        site, release, origin, component = line.split("|")
-        site = site.rstrip("/")
-        # Without lists (a fresh container) apt does not know the origin yet; then the archive's customary name decides.
-        known = origin == "Debian" or (
-            origin.startswith("$(") and site.endswith(("/debian", "/debian-security"))
-        )
-        if known and component == "main" and site.startswith(("http://", "https://", "file:/")):
-            yield site, release
+def _debian_sources(host: Host) -> tuple[tuple[str, str], ...]:
+    """List (address, release) of the host's Debian archives."""
+    environment = {**host.environment, "LC_ALL": "C"}
+    form = "|".join(f"$({name})" for name in _FIELDS)
+    done = run(["apt-get", "indextargets", "--format", form], environment=environment, hint=_NO_APT_HINT)
+    targets = [line.split("|") for line in dict.fromkeys(done.stdout.splitlines())]
+    found = [
+        (site.rstrip("/"), release)
+        for site, release, origin, component in targets
+        if origin == "Debian" and component == "main"
+    ]
+    if not found:
+        # A fresh container has no lists, from which apt would know the origin; then an archive's customary name decides.
+        done = run(["apt-get", "update", "--print-uris"], environment=environment, hint=_NO_APT_HINT)
+        sources = re.findall(r"^'(\S+?)/dists/([^/\s]+)/InRelease'", done.stdout, re.MULTILINE)
+        found = [
+            (site, release) for site, release in sources if site.endswith(("/debian", "/debian-security"))
+        ]
+    return tuple((site, release) for site, release in found if site.startswith(("http://", "https://")))
 
 
 def _best(targets: tuple[tuple[str, str], ...], wanted: Callable[[str], bool]) -> str | None:

@@ -30,11 +30,15 @@ def programs(folder: Path, **scripts: str) -> Host:
 
 
 def lines(*targets: str) -> str:
-    return "cat <<'END'\n" + "\n".join(targets) + "\nEND"
+    return "cat <<'END'\n" + "\n".join(targets) + "\nEND" if targets else "true"
 
 
-def archives(folder: Path, *targets: str, proxies: str = "") -> tuple[Archive, ...]:
-    host = programs(folder, apt_get=lines(*targets), apt_config=proxies or "true")
+def archives(
+    folder: Path, *targets: str, sources: tuple[str, ...] = (), proxies: str = ""
+) -> tuple[Archive, ...]:
+    """Find the archives of a host whose apt says this of its lists and of its sources."""
+    script = f"if [ $1 = update ]; then\n{lines(*sources)}\nelse\n{lines(*targets)}\nfi"
+    host = programs(folder, apt_get=script, apt_config=proxies or "true")
     return find_archives("trixie", host=host)
 
 
@@ -58,9 +62,12 @@ def test_mirrors_of_a_debian_host(tmp_path: Path) -> None:
 def test_mirrors_of_a_host_whose_lists_were_never_fetched(tmp_path: Path) -> None:
     found = archives(
         tmp_path,
-        "https://packages.test/apt|stable|$(ORIGIN)|main",
-        "http://m.test/debian|bookworm|$(ORIGIN)|main",
-        "http://m.test/debian-security|bookworm-security|$(ORIGIN)|main",
+        sources=(
+            "'https://packages.test/apt/dists/stable/InRelease' packages.test_InRelease 0 ",
+            "'http://m.test/debian/dists/bookworm/InRelease' m.test_debian_dists_bookworm_InRelease 0 ",
+            "'http://m.test/debian-security/dists/bookworm-security/InRelease' m.test_InRelease 0 ",
+            "'http://m.test/debian/dists/bookworm/main/binary-amd64/Packages.xz' m.test_Packages 0 ",
+        ),
     )
     assert [(archive.name, archive.url) for archive in found] == [
         ("main", "http://m.test/debian"),
