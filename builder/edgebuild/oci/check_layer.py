@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 _EPOCH_S = 1577836800
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 17  # tarfile and zlib copy what is left of a piece for every header
 _BLOCK_BYTES = 512
 _PAX_LIMIT_BYTES = 1 << 20
 _PAX_KEYS = frozenset({"path", "linkpath", "size"})
