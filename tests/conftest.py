@@ -2,7 +2,13 @@
 
 import pytest
 
-pytest_plugins = ("tests.support.fixtures", "tests.support.built", "tests.support.llama")
+pytest_plugins = (
+    "tests.support.fixtures",
+    "tests.support.built",
+    "tests.support.bench",
+    "tests.support.small_disk",
+    "tests.support.llama",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
