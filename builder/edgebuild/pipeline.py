@@ -6,19 +6,16 @@
 Nothing has a name before the last step, so whatever fails leaves the layout and the registry's tags as they were.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgebuild import __version__
 from edgebuild.artifacts.sources import Sources
-from edgebuild.artifacts.store import Store
 from edgebuild.contents import make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
 from edgebuild.errors import ImageError, UsageError
 from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
-from edgebuild.host import Host
 from edgebuild.locking import obtain_lock
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile, file_digest
@@ -29,7 +26,6 @@ from edgebuild.oci.index import Index, make_index
 from edgebuild.oci.layer import Layer, Role
 from edgebuild.oci.layout import LayoutSink, read_layout
 from edgebuild.oci.platform import Platform
-from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import SignatureSink
 from edgebuild.oci.seals import known_blob_digest, remember_blob_digest
 from edgebuild.oci.tar import ModelTar, bytes_layer, model_tar
@@ -44,104 +40,15 @@ from edgebuild.plan import (
     notes,
 )
 from edgebuild.profile import DeviceProfile
-from edgebuild.progress import Progress
 from edgebuild.registry.push import open_sink
-from edgebuild.signing.keys import SigningKey
+from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
+from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.signing.sign import sign_image
 from edgebuild.smoke import SmokeResult, smoke_test
 from edgebuild.stopwatch import Stopwatch
 
 # Larger models are not read a second time by the checker.
 _READ_BACK_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockOptions:
-    """How packages are chosen.
-
-    Attributes:
-        path: The lock file.
-        locked: Refuse anything that it does not hold.
-        update: Resolve anew, whatever it holds.
-        mirrors: Debian mirrors given by the user; empty takes those of the host's apt.
-    """
-
-    path: Path
-    locked: bool
-    update: bool
-    mirrors: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRequest:
-    """What `edgebuild image` was asked for.
-
-    Attributes:
-        profiles: Devices; at least one, no two of one name.
-        model: The model.
-        quantization: Type asked for, or None for each profile's own.
-        output: Folder of the layout, or None to write to the registry only.
-        reference: What the index is called, with a tag, or None.
-        push: Whether it goes to the registry that `reference` names.
-        lock: How packages are chosen.
-        is_tested: Whether every image is started and asked.
-        key: Signs, or None.
-        key_name: What the result calls the key: its file's name.
-        engine: "auto" or "native".
-    """
-
-    profiles: tuple[DeviceProfile, ...]
-    model: ModelFile
-    quantization: str | None
-    output: Path | None
-    reference: Reference | None
-    push: bool
-    lock: LockOptions
-    is_tested: bool
-    key: SigningKey | None
-    key_name: str
-    engine: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltImage:
-    """One image of the result.
-
-    Attributes:
-        image: The image.
-        plan: What it was made from.
-        engine: Engine that ran.
-        smoke: What the smoke test saw, or None when it was left out.
-        seconds: Seconds by step; a step that several images share counts for the first.
-    """
-
-    image: Image
-    plan: BuildPlan
-    engine: str
-    smoke: SmokeResult | None
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildResult:
-    """What was built.
-
-    Attributes:
-        index: The index.
-        images: Its images, in its order.
-    """
-
-    index: Index
-    images: tuple[BuiltImage, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What every step works with: this machine, the store, and where progress goes."""
-
-    host: Host
-    store: Store
-    progress: Progress
 
 
 def build_images(request: ImageRequest, context: Context) -> BuildResult:
@@ -333,7 +240,10 @@ def _build_image(
     smoke = None
     if request.is_tested:
         with watch.step("smoke"):
-            smoke = test_image(image, engine=engine, context=context)
+            try:
+                smoke = test_image(image, engine=engine, context=context)
+            except SandboxUnavailableError as error:
+                context.progress.note(f"{image.profile} was not tested: {error.message} ({error.hint})")
     sink.put_blob(Blob.of_bytes(image.config), digest=image.config_digest, title="config")
     sink.put_manifest(image.manifest, image.descriptor)
     return BuiltImage(image=image, plan=plan, engine=engine.name, smoke=smoke, seconds=watch.seconds())

@@ -1,11 +1,10 @@
 """The smoke test: starts an image's real entrypoint on the profile's processor model and asks it one question.
 
-No daemon, no root and no binfmt: the layers are unpacked into a folder, which becomes the root of a user namespace,
-read-only; a static qemu-user carries the target's programs. The server is probed from outside, over loopback.
+No daemon, no root and no binfmt: the layers are unpacked into a folder, which becomes the read-only root of the server
+(sandbox.py); a static qemu-user carries the target's programs. The server is probed from outside, over loopback.
 """
 
 import json
-import os
 import shutil
 import socket
 import stat
@@ -26,15 +25,15 @@ from edgebuild.oci import descriptor as media
 from edgebuild.oci.blob import CHUNK_BYTES, Blob
 from edgebuild.oci.image import Image
 from edgebuild.oci.layer import Layer
-from edgebuild.process import find_program, running
+from edgebuild.process import running
 from edgebuild.progress import Progress
+from edgebuild.sandbox import sandbox_argv, sandbox_environment, verify_sandbox
 
 READY_TIMEOUT_S = 180.0
 ANSWER_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 _LOG_TAIL_LINES = 6
 _QUESTION = "alt 42 m; speed 7 m/s; obstacle 30 m left; battery 18 %; temp 41 C; gps ok"
-_NAMESPACE_HINT = "allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0), run as root, or leave the check out with --no-test"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +69,10 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
 
     Raises:
         ImageError: The image does not start, answer, choose the right variant or stop.
-        ToolError: This machine cannot run the check.
+        SandboxUnavailableError: This machine cannot run the check.
+        ToolError: The disk is full, or a layer cannot be read.
     """
+    verify_sandbox(host)
     cpu_model, cpu_variant = (
         _label(image, name) for name in ("dev.edgebuild.cpu.model", "dev.edgebuild.cpu.expected")
     )
@@ -89,10 +90,11 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
             port = _free_port()
             # One core stays free: threads that wait for each other in an emulator on a busy machine wait very long.
             threads = max(1, host.cpu_count - 1)
-            argv = _namespace_argv(root, config, cpu_model=cpu_model, port=port, threads=threads)
-            environment = {"PATH": host.environment.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+            guest = _guest_argv(config, cpu_model=cpu_model, port=port, threads=threads)
+            uid, _, gid = str(config.get("User") or "0:0").partition(":")
+            argv = sandbox_argv(root, guest, uid=uid, gid=gid or uid)
             with (
-                running(argv, environment=environment, log=log, hint="install util-linux") as server,
+                running(argv, environment=sandbox_environment(host), log=log) as server,
                 httpx.Client(trust_env=False) as client,
             ):
                 url = f"http://127.0.0.1:{port}"
@@ -221,42 +223,16 @@ def _install(qemu: Path, root: Path) -> None:
         (root / name).mkdir(exist_ok=True)
 
 
-# Runs as the root of a new user and mount namespace. Options of the mount that holds the folder are repeated, since
-# the kernel refuses to drop nosuid and the like from inside a namespace (mount_namespaces(7), "locked").
-_SETUP = """set -eu
-root=$1 uid=$2 gid=$3; shift 3
-options=$(findmnt --noheadings --output VFS-OPTIONS --target "$root" | tr , '\\n' | grep -E '^(nosuid|nodev|noexec|noatime|nodiratime|relatime)$' | tr '\\n' , || true)
-mount --bind "$root" "$root"
-mount --rbind /dev "$root/dev"
-mount --rbind /proc "$root/proc"
-mount -o "remount,bind,${options}ro" "$root"
-exec unshare --user --map-user="$uid" --map-group="$gid" --root="$root" --wd=/ -- "$@"
-"""
-
-
-def _namespace_argv(
-    root: Path, config: Mapping[str, Any], *, cpu_model: str, port: int, threads: int
-) -> list[str]:
-    for program in ("unshare", "findmnt", "sh"):
-        if find_program(program) is None:
-            raise ToolError(
-                f"the smoke test needs {program}",
-                hint="install util-linux, or leave the check out with --no-test",
-            )
-    uid, _, gid = str(config.get("User") or "0:0").partition(":")
+def _guest_argv(config: Mapping[str, Any], *, cpu_model: str, port: int, threads: int) -> list[str]:
+    """Give the image's own entrypoint and command, carried by qemu, with its environment and the test's address."""
     environment = [
         *config.get("Env", []),
         "EDGE_HOST=127.0.0.1",
         f"EDGE_PORT={port}",
         f"EDGE_THREADS={threads}",
     ]
-    guest = [argument for variable in environment for argument in ("-E", variable)]
-    command = [*config["Entrypoint"], *config.get("Cmd", [])]
-    return [
-        "unshare", "--user", "--map-root-user", "--mount", "--",
-        "sh", "-c", _SETUP, "smoke", str(root), uid, gid or uid,
-        "/.qemu", "-cpu", cpu_model, *guest, *command,
-    ]  # fmt: skip
+    given = [argument for variable in environment for argument in ("-E", variable)]
+    return ["/.qemu", "-cpu", cpu_model, *given, *config["Entrypoint"], *config.get("Cmd", [])]
 
 
 def _free_port() -> int:
@@ -269,11 +245,8 @@ def _wait_ready(client: httpx.Client, url: str, server: Any, log: IO[bytes]) -> 
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            said = _tail(log)
-            if "unshare" in said or "mount:" in said:
-                raise ToolError(f"the smoke test cannot make its namespace: {said}", hint=_NAMESPACE_HINT)
             raise ImageError(
-                f"the image stopped with exit code {server.returncode} before it was ready: {said}",
+                f"the image stopped with exit code {server.returncode} before it was ready: {_tail(log)}",
                 hint="see the messages above",
             )
         try:

@@ -18,9 +18,9 @@ RANKS = {
     "oci": 2,
     "profile": 3, "gguf": 3, "model_spec": 3, "lock": 3,
     "fit": 4, "plan": 4, "contents": 4,
-    "registry": 5, "artifacts": 5,
+    "registry": 5, "artifacts": 5, "sandbox": 5,
     "model": 6, "engine": 6, "signing": 6, "smoke": 6,
-    "locking": 7,
+    "locking": 7, "request": 7,
     "pipeline": 8,
     "cli": 9,
 }  # fmt: skip

@@ -15,10 +15,11 @@ from edgebuild.fit import estimate_quantized, make_fit, planned_quantization
 from edgebuild.model.source import ModelFile, load_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
-from edgebuild.pipeline import BuildResult, Context, ImageRequest, LockOptions, build_images
+from edgebuild.pipeline import build_images
 from edgebuild.profile import QUANTIZATIONS, DeviceProfile, load_profile
 from edgebuild.registry.layouts import push_layout
 from edgebuild.registry.push import open_sink
+from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 
 
 @click.command(name="image")

@@ -5,7 +5,7 @@ from typing import Any
 from edgebuild.cli.fit import fit_document
 from edgebuild.cli.tables import render_table
 from edgebuild.oci.layer import Role
-from edgebuild.pipeline import BuildResult, BuiltImage, ImageRequest
+from edgebuild.request import BuildResult, BuiltImage, ImageRequest
 
 
 def build_document(result: BuildResult, request: ImageRequest) -> dict[str, Any]:

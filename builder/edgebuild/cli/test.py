@@ -5,7 +5,8 @@ import click
 from edgebuild.artifacts.store import Store
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.places import layout_path
-from edgebuild.pipeline import Context, LockOptions, test_layout
+from edgebuild.pipeline import test_layout
+from edgebuild.request import Context, LockOptions
 
 
 @click.command(name="test")

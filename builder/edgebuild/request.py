@@ -1,0 +1,106 @@
+"""What a build is asked for, what it works with, and what comes of it. Values only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebuild.artifacts.store import Store
+from edgebuild.host import Host
+from edgebuild.model.source import ModelFile
+from edgebuild.oci.image import Image
+from edgebuild.oci.index import Index
+from edgebuild.oci.reference import Reference
+from edgebuild.plan import BuildPlan
+from edgebuild.profile import DeviceProfile
+from edgebuild.progress import Progress
+from edgebuild.signing.keys import SigningKey
+from edgebuild.smoke import SmokeResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockOptions:
+    """How packages are chosen.
+
+    Attributes:
+        path: The lock file.
+        locked: Refuse anything that it does not hold.
+        update: Resolve anew, whatever it holds.
+        mirrors: Debian mirrors given by the user; empty takes those of the host's apt.
+    """
+
+    path: Path
+    locked: bool
+    update: bool
+    mirrors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """What `edgebuild image` was asked for.
+
+    Attributes:
+        profiles: Devices; at least one, no two of one name.
+        model: The model.
+        quantization: Type asked for, or None for each profile's own.
+        output: Folder of the layout, or None to write to the registry only.
+        reference: What the index is called, with a tag, or None.
+        push: Whether it goes to the registry that `reference` names.
+        lock: How packages are chosen.
+        is_tested: Whether every image is started and asked.
+        key: Signs, or None.
+        key_name: What the result calls the key: its file's name.
+        engine: "auto" or "native".
+    """
+
+    profiles: tuple[DeviceProfile, ...]
+    model: ModelFile
+    quantization: str | None
+    output: Path | None
+    reference: Reference | None
+    push: bool
+    lock: LockOptions
+    is_tested: bool
+    key: SigningKey | None
+    key_name: str
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """One image of the result.
+
+    Attributes:
+        image: The image.
+        plan: What it was made from.
+        engine: Engine that ran.
+        smoke: What the smoke test saw, or None when it was left out.
+        seconds: Seconds by step; a step that several images share counts for the first.
+    """
+
+    image: Image
+    plan: BuildPlan
+    engine: str
+    smoke: SmokeResult | None
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What was built.
+
+    Attributes:
+        index: The index.
+        images: Its images, in its order.
+    """
+
+    index: Index
+    images: tuple[BuiltImage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What every step works with: this machine, the store, and where progress goes."""
+
+    host: Host
+    store: Store
+    progress: Progress
