@@ -40,7 +40,7 @@ def run(bench: Bench) -> Iterator[Figure]:
 
         return {
             _OURS: lambda watch: bench.edgebuild("push", layout, name, watch=watch),
-            "crane push": program(crane, "push", layout, name),
+            "crane push": program(crane, "push", "--index", layout, name),
             "oras cp": program(oras, "cp", "--from-oci-layout", "--to-plain-http", f"{layout}:{_TAG}", name),
             _STRAIGHT: lambda watch: bench.image(*shape, "--no-layout", "--push", "--tag", name, watch=watch),
         }
