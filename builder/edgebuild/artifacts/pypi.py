@@ -210,7 +210,7 @@ def _list_files(url: str, client: httpx.Client) -> tuple[IndexFile, ...]:
         if "json" in response.headers.get("content-type", ""):
             return tuple(_json_files(response.content, base))
         return tuple(_html_files(response.text, base))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ToolError(
             f"the package index {_without_login(url)} answers with a page that is not one", hint=_INDEX_HINT
         ) from error

@@ -71,8 +71,14 @@ class SealedPath:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """All paths of an entry, by name relative to it."""
+    """All paths of an entry, by name relative to it.
 
+    Attributes:
+        entry: Kind and key of the entry, e.g. "layer/0f3c…": a seal that is found beside another one is none.
+        paths: What is below it.
+    """
+
+    entry: str
     paths: dict[str, SealedPath]
 
     @property
@@ -85,6 +91,7 @@ class Seal:
         return canonical_json(
             {
                 "format": _FORMAT,
+                "entry": self.entry,
                 "paths": {
                     name: [
                         path.kind,
@@ -98,14 +105,16 @@ class Seal:
         )
 
     @classmethod
-    def parse(cls, raw: bytes) -> "Seal | None":
-        """Read one; None when it is not a seal of this format."""
+    def parse(cls, raw: bytes, folder: Path) -> "Seal | None":
+        """Read the seal of an entry's folder; None when it is not a seal of this format, or that of another entry."""
         try:
             document = json.loads(raw)
-            if document["format"] != _FORMAT:
+            # Seals of version 0.1.0 before its release do not name their entry.
+            entry = document.get("entry", _entry_name(folder))
+            if document["format"] != _FORMAT or entry != _entry_name(folder):
                 return None
-            return cls({name: _sealed_path(*fields) for name, fields in document["paths"].items()})
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls(entry, {name: _sealed_path(*fields) for name, fields in document["paths"].items()})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
 
@@ -116,7 +125,11 @@ def make_seal(folder: Path) -> Seal:
         OSError: Something cannot be read.
         StoreError: There is a device, pipe or socket.
     """
-    return Seal({name: _describe(folder / name) for name in _names(folder)})
+    return Seal(_entry_name(folder), {name: _describe(folder / name) for name in _names(folder)})
+
+
+def _entry_name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def is_untouched(folder: Path, seal: Seal) -> bool:

@@ -116,6 +116,10 @@ class Store:
                 # Another build may have made it while this one waited.
                 if (found := self.find(kind, key)) is not None:
                     return found
+                if _seal_of(folder).exists():
+                    self._progress.note(
+                        f"{kind} {key.short} in the store is damaged (it has no seal of its own); making it anew"
+                    )
                 self._remove(folder)
                 self._sweep(f"{kind}-{key.hex}")
                 temporary = self._temporary(f"{kind}-{key.hex}")
@@ -137,7 +141,7 @@ class Store:
             document = json.loads(self._digest_path(path, tag).read_bytes())
             stamp = _foreign_stamp(path)
             return Digest(document["digest"]) if document["stamp"] == stamp else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def remember_digest(self, path: Path, tag: str, digest: Digest) -> None:
@@ -275,14 +279,14 @@ class Store:
     def _seals(self, kind: str) -> Iterator[tuple[Path, Seal | None]]:
         for path in sorted((self._base / kind).glob(f"*{_SEAL}")):
             with suppress(FileNotFoundError):
-                yield path, Seal.parse(path.read_bytes())
+                yield path, Seal.parse(path.read_bytes(), path.with_suffix(""))
 
     def _read_seal(self, path: Path) -> Seal | None:
         try:
             raw = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Seal.parse(raw)
+        return Seal.parse(raw, path.with_suffix(""))
 
     def _reseal(self, kind: str, key: Digest, seal: Seal) -> bool:
         """Let the bytes decide about an entry whose files look touched."""
@@ -290,6 +294,8 @@ class Store:
         if damage := find_damage(folder, seal):
             self._progress.note(f"{kind} {key.short} in the store is damaged ({damage}); making it anew")
             # Told once. Whoever holds the lock is making it anew already.
+            with suppress(OSError):
+                self._prepare(kind)
             with suppress(OSError), try_locked(self._lock_path(kind, key)) as free:
                 if free:
                     _seal_of(folder).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -151,10 +152,16 @@ def test_stop_ends_a_wait_and_keeps_what_arrived(server: FileServer, store: Stor
     server.pages["/f.whl"] = Page(BODY, cuts=[1_000_000] * 9)
     patient = Patience(attempts=9, deadline_s=600, backoff_s=300)
     with closing(Stop()) as stop:
-        timer = threading.Timer(0.3, stop.set)
-        timer.start()
+
+        def stop_when_something_arrived() -> None:
+            while not any(path.stat().st_size == 1_000_000 for path in scratch(store)):
+                time.sleep(0.01)
+            stop.set()
+
+        watcher = threading.Thread(target=stop_when_something_arrived, daemon=True)
+        watcher.start()
         with pytest.raises(ToolError, match="was stopped"):
             download(wanted(server), store=store, environment={}, progress=told, patience=patient, stop=stop)
-        timer.join()
+        watcher.join()
     (left,) = scratch(store)
     assert left.read_bytes() == BODY[:1_000_000]
