@@ -126,8 +126,9 @@ class TestDocker:
                 assert write.returncode != 0
                 wait_healthy(container)
 
+    @pytest.mark.usefixtures("arm64_binfmt")
     def test_arm64_answers_on_the_processor_of_its_profile(
-        self, dockerd: DockerDaemon, published: Published, arm64_binfmt: str
+        self, dockerd: DockerDaemon, published: Published
     ) -> None:
         name = published.tag("pi4")
         platform = ("--platform", "linux/arm64")
