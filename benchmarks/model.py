@@ -1,88 +1,80 @@
 """How long a new large model takes on its way into a layout, against the limits of copying and of hashing it.
 
-In each round, one after the other, on the same file: `cp`, `openssl dgst -sha256`, the whole command `edgebuild image`
-without smoke test and signature, and its inner part alone: the copy with its digest. The best of the rounds count, after
-one that warms up.
+In each round, one after the other, on the same file: `cp`, `openssl dgst -sha256`, and the command `edgebuild image`
+without smoke test and signature. The best of the rounds count, after one that warms up.
 """
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from benchmarks.bench import Bench, write_model
+from benchmarks.bench import Bench, document, write_model
 from benchmarks.figures import Figure, Peer, best
-from benchmarks.measuring import Run, measure
-from edgebuild.oci.layout import LayoutSink
-from edgebuild.oci.tar import model_tar
-from edgebuild.progress import SilentProgress
+from benchmarks.measuring import measure
 
 LIMIT = 1.3
 ROUNDS = 5
 _MODEL_BYTES = 2 << 30
+_PEERS = ("cp", "openssl dgst -sha256")
 
 
 def run(bench: Bench) -> Iterator[Figure]:
-    """Time all four in turn."""
+    """Time all in turn."""
     model = write_model(bench.folder / "model.gguf", bench.size(_MODEL_BYTES))
+    small = write_model(bench.folder / "small.gguf", 1 << 20)
+    samples = _measure(bench, model, small)
+    found = {name: best(values) for name, values in samples.items()}
+    peers = tuple(Peer(name=name, value=found[name]) for name in _PEERS)
+    limit_s = LIMIT * max(peer.value for peer in peers)
+    size = f"{model.stat().st_size / (1 << 30):.1f} GiB"
+    for name, what in (("command", "the command"), ("step", "its step that copies and hashes")):
+        yield Figure(
+            name=f"new model of {size} to a layout: {what}",
+            unit="s",
+            ours=found[name],
+            limit=limit_s,
+            peers=peers,
+            samples=samples[name],
+            note=f"best of {bench.rounds(ROUNDS)}; at most {LIMIT} x the slower peer",
+        )
+    yield Figure(
+        name="the same command with a model of 1 MiB", unit="s", ours=found["small"], samples=samples["small"]
+    )
+
+
+def _measure(bench: Bench, model: Path, small: Path) -> dict[str, tuple[float, ...]]:
     copy, layout = bench.folder / "copy", bench.folder / "layout"
     environment = bench.environment()
+    samples: dict[str, list[float]] = {name: [] for name in (*_PEERS, "command", "step", "small")}
 
-    def program(*argv: str) -> Callable[[], float]:
-        return lambda: measure(argv, cwd=bench.folder, environment=environment).wall_s
+    def program(name: str, *argv: str | Path) -> None:
+        done = measure((*name.split(), *argv), cwd=bench.folder, environment=environment)
+        samples[name].append(done.wall_s)
 
-    def command() -> float:
-        # Its times are new in each round, so that no seal of it is known.
+    def command() -> None:
+        # Its times are new in each round, so that no digest of it is known.
         os.utime(model)
-        return _image(bench, "--model", os.fspath(model)).wall_s
+        done = _image(bench, model)
+        samples["command"].append(done[0])
+        samples["step"].append(done[1])
 
-    # What the command needs without a model of any size: its start, the lock, the other layers.
-    small = write_model(bench.folder / "small.gguf", 1 << 20)
-    ways: dict[str, Callable[[], float]] = {
-        "cp": program("cp", os.fspath(model), os.fspath(copy)),
-        "openssl dgst -sha256": program("openssl", "dgst", "-sha256", os.fspath(model)),
-        "command": command,
-        "copy": lambda: _copy_alone(bench),
-        "small": lambda: _image(bench, "--model", os.fspath(small)).wall_s,
-    }
-    samples: dict[str, list[float]] = {name: [] for name in ways}
+    ways: tuple[Callable[[], None], ...] = (
+        lambda: program("cp", model, copy),
+        lambda: program("openssl dgst -sha256", model),
+        command,
+        lambda: samples["small"].append(_image(bench, small)[0]),
+    )
     for _ in range(bench.rounds(ROUNDS) + 1):
-        for name, way in ways.items():
+        for way in ways:
             copy.unlink(missing_ok=True)
             shutil.rmtree(layout, ignore_errors=True)
             os.sync()
-            samples[name].append(way())
-    found = {name: best(values[1:]) for name, values in samples.items()}
-    slower = max(found["cp"], found["openssl dgst -sha256"])
-    peers = tuple(Peer(name=name, value=found[name]) for name in ("cp", "openssl dgst -sha256"))
-    size = f"{model.stat().st_size / (1 << 30):.1f} GiB"
-    yield Figure(
-        name=f"new model of {size} to a layout: the command",
-        unit="s",
-        ours=found["command"],
-        limit=LIMIT * slower,
-        peers=peers,
-        samples=tuple(samples["command"][1:]),
-        note=f"best of {bench.rounds(ROUNDS)}; at most {LIMIT} x the slower peer",
-    )
-    yield Figure(
-        name=f"new model of {size} to a layout: the copy alone",
-        unit="s",
-        ours=found["copy"],
-        limit=LIMIT * slower,
-        peers=peers,
-        samples=tuple(samples["copy"][1:]),
-    )
-    yield Figure(name="the command with a model of 1 MiB", unit="s", ours=found["small"])
+            way()
+    return {name: tuple(values[1:]) for name, values in samples.items()}
 
 
-def _image(bench: Bench, *arguments: str) -> Run:
-    return bench.image("--profile", "x86", *arguments, "--output", "layout", "--no-test")
-
-
-def _copy_alone(bench: Bench) -> float:
-    """Copy and hash as a build does, in this process; what is set up around it is not measured."""
-    with LayoutSink(bench.folder / "layout", progress=SilentProgress()) as sink:
-        begin_s = time.monotonic()
-        sink.put_blob(model_tar(bench.folder / "model.gguf", "model.gguf").blob, digest=None, title="model")
-        return time.monotonic() - begin_s
+def _image(bench: Bench, model: Path) -> tuple[float, float]:
+    """Build; return the seconds of the command, and of its step that copies and hashes the model."""
+    done = bench.image("--profile", "x86", "--model", model, "--output", "layout", "--no-test")
+    return done.wall_s, document(done)["images"][0]["seconds"]["model"]
