@@ -1,6 +1,8 @@
 """`edgebuild image`: the whole way from profile and model to a signed image."""
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -122,7 +124,7 @@ def command(
             push_layout(read_layout(layout), target, sink=sink, progress=session.progress)
     session.give(build_document(result, request))
     session.say(render_build(result, request))
-    session.say(_next_steps(result, request, key))
+    session.say(_next_steps(result, request, (key, password_file), host.machine))
 
 
 def _target(reference: str | None, *, push: bool) -> Reference | None:
@@ -182,30 +184,42 @@ def _show_fit(model: ModelFile, request: ImageRequest, session: Session) -> None
             click.echo(render_fit(fit, model_name=model.spec.name), err=True)
 
 
-def _next_steps(result: BuildResult, request: ImageRequest, key: str | None) -> str:
-    first = result.images[0]
-    profile, port = first.image.profile, first.plan.profile.server.port
+def _next_steps(
+    result: BuildResult, request: ImageRequest, signing: tuple[str | None, str | None], machine: str
+) -> str:
+    """Tell how to run, verify and push what was built, as it can be typed here."""
+    first, (key, password_file) = result.images[0], signing
+    name, profile = first.plan.model.name.lower(), first.image.profile
+    port, command = first.plan.profile.server.port, _command()
     run = f"docker run --rm --read-only -p {port}:{port}"
     public = shlex.quote(str(Path(key).with_suffix(".pub"))) if key else ""
+    # An image of another processor runs on the device, not here.
+    device = "" if first.image.platform.machine == machine else "ssh DEVICE "
     lines = ["", "Next:"]
     if request.output is not None:
         layout = shlex.quote(_shown(request.output))
-        name = f"{first.plan.model.name.lower()}:{profile}"
         lines.append(
-            f"  run      edgebuild archive {layout} --profile {profile} | docker load && {run} {name}"
+            f"  run      {command} archive {layout} --profile {profile} | {device}docker load && {device}{run} {name}:{profile}"
         )
         if key:
-            lines.append(f"  verify   edgebuild verify {layout} --key {public}")
+            lines.append(f"  verify   {command} verify {layout} --key {public}")
         if not request.push:
+            sign = f" --sign {shlex.quote(key)}" if key else ""
+            password = f" --password-file {shlex.quote(password_file)}" if key and password_file else ""
             lines.append(
-                f"  push     edgebuild push {layout} registry.example.com/acme/{first.plan.model.name.lower()}:1.0"
-                + (f" --sign {shlex.quote(key)}" if key else "")
+                f"  push     {command} push {layout} registry.example.com/acme/{name}:1.0{sign}{password}"
             )
     if request.push and request.reference is not None:
-        lines.append(f"  run      {run} {request.reference}-{profile}")
+        lines.append(f"  run      {device}{run} {request.reference}-{profile}")
         if key:
-            lines.append(f"  verify   edgebuild verify {request.reference} --key {public}")
+            lines.append(f"  verify   {command} verify {request.reference} --key {public}")
     return "\n".join(lines)
+
+
+def _command() -> str:
+    """Name this program as it can be typed here: a virtual environment's bin folder is seldom on PATH."""
+    program = Path(sys.argv[0])
+    return program.name if shutil.which(program.name) is not None else shlex.quote(_shown(program.absolute()))
 
 
 def _shown(path: Path) -> str:

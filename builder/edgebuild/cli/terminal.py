@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +24,9 @@ from rich.text import Text
 from edgebuild.progress import Task
 
 _PLAIN_INTERVAL_S = 15.0
+# Shorter and smaller work is not worth a line.
 _TOLD_FROM_S = 0.5
+_TOLD_FROM_BYTES = 1_000_000
 
 
 class RichProgress:
@@ -126,7 +128,7 @@ class PlainProgress:
         """Tell the end of the work, and how far it is every quarter of a minute."""
         begin = time.monotonic()
         yield _PlainTask(self._write, title, total_bytes)
-        if time.monotonic() - begin >= _TOLD_FROM_S or total_bytes:
+        if time.monotonic() - begin >= _TOLD_FROM_S or (total_bytes or 0) >= _TOLD_FROM_BYTES:
             size = f" {total_bytes / 1e6:.1f} MB" if total_bytes else ""
             self._write(f"{title}:{size} {_seconds(begin)}")
 
@@ -135,7 +137,8 @@ class PlainProgress:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        with self._lock:
+        # Nobody may be there to read; the work goes on.
+        with self._lock, suppress(OSError):
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
