@@ -217,6 +217,8 @@ class Store:
         """
         entries = size_bytes = 0
         with self._faults():
+            if self._base.is_dir():
+                self._prepare("locks")
             busy_since_ns = self._presence.others_since_ns()
             limits_ns = [busy_since_ns] if busy_since_ns is not None else []
             limits_ns += [int(unused_since_s * 1e9)] if unused_since_s is not None else []

@@ -72,7 +72,17 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with the code of what happened."""
-    sys.exit(_run(sys.argv[1:]))
+    from edgebuild.cli.streams import NOBODY_READS, lead_nowhere, mend_streams  # noqa: PLC0415 - after the import of click
+
+    mend_streams()
+    try:
+        code = _run(sys.argv[1:])
+    except BrokenPipeError:
+        code = NOBODY_READS
+    if code == NOBODY_READS:
+        lead_nowhere(sys.stdout)
+        lead_nowhere(sys.stderr)
+    sys.exit(code)
 
 
 def _usage_error(error: click.ClickException) -> UsageError:
@@ -102,7 +112,4 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nerror: interrupted; nothing is lost: what was finished stays in the store", err=True)
         code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 141
     return code

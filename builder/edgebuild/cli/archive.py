@@ -7,6 +7,7 @@ import click
 
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.places import layout_path
+from edgebuild.cli.streams import writing
 from edgebuild.errors import ImageError, ToolError, UsageError
 from edgebuild.oci.archive import write_docker_archive
 from edgebuild.oci.image import Image
@@ -36,8 +37,8 @@ def command(session: Session, layout: str, profile: str | None, name: str | None
             raise UsageError(
                 "an archive is nothing to look at", hint="pipe it into `docker load`, or give --output FILE"
             )
-        write_docker_archive(image, sys.stdout.buffer, names=names, progress=session.progress)
-        sys.stdout.flush()
+        with writing(sys.stdout):
+            write_docker_archive(image, sys.stdout.buffer, names=names, progress=session.progress)
         return
     path = session.host.path(output)
     partial = path.with_name(f".{path.name}.part")

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from edgebuild.cli.streams import writing
 from edgebuild.host import Host, make_host
 from edgebuild.progress import Progress, SilentProgress
 
@@ -35,12 +36,14 @@ class Session:
     def say(self, text: str) -> None:
         """Tell a person something: on standard output, or on standard error beside a JSON document."""
         if not self.quiet:
-            click.echo(text, err=self.as_json)
+            with writing(sys.stderr if self.as_json else sys.stdout):
+                click.echo(text, err=self.as_json)
 
     def give(self, document: object) -> None:
         """Write the JSON document, if one is wanted."""
         if self.as_json:
-            click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+            with writing(sys.stdout):
+                click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
