@@ -98,9 +98,8 @@ def _run(arguments: list[str]) -> int:
     code = 0
     try:
         with ended_by_signal():
-            cli.main(arguments, prog_name="edgebuild", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        code = end.exit_code
+            # What Exit said comes back as a value; commands themselves return nothing.
+            code = cli.main(arguments, prog_name="edgebuild", standalone_mode=False) or 0
     except click.ClickException as error:
         if isinstance(error, _HELP_WANTED):
             error.show()
