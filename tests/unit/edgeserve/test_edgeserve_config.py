@@ -127,9 +127,9 @@ def test_what_is_no_document(tmp_path: Path, text: str) -> None:
     assert fault.startswith(f"{tmp_path}/runtime.json: ")
 
 
-def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"/nonexistent: cannot be read: No such file"):
-        load_config({"EDGE_RUNTIME": "/nonexistent"}, {})
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"/gone: cannot be read: No such file"):
+        load_config({"EDGE_RUNTIME": f"{tmp_path}/gone"}, {})
 
 
 def test_an_override_inside_a_broken_section_is_still_a_fault(tmp_path: Path) -> None:
