@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgebuild.errors import ModelError
-from edgebuild.gguf import read_gguf_header
+from edgebuild.gguf import GgufHeader, read_gguf_header
 from edgebuild.model.source import demo_model_path
 from edgebuild.model_spec import make_model_spec
 
@@ -36,7 +36,7 @@ def tensor(name: str, shape: tuple[int, ...], kind: int = 0, offset: int = 0) ->
     )
 
 
-def read(tmp_path: Path, data: bytes):
+def read(tmp_path: Path, data: bytes) -> GgufHeader:
     path = tmp_path / "model.gguf"
     path.write_bytes(data)
     return read_gguf_header(path)
@@ -167,7 +167,7 @@ def test_hostile_header_takes_bounded_memory(tmp_path: Path) -> None:
         for number in range(400):
             file.write(text(f"key{number}") + struct.pack("<IQ", 8, 1_000_000) + bytes(1_000_000))
     program = (
-        "import resource, sys; from pathlib import Path; from edgebuild.gguf import read_gguf_header; from edgebuild.errors import ModelError\n"
+        "import resource, sys; from pathlib import Path; from edgebuild.gguf import GgufHeader, read_gguf_header; from edgebuild.errors import ModelError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: read_gguf_header(Path(sys.argv[1]))\n"
         "except ModelError as error: print(error)\n"

@@ -7,7 +7,7 @@ import pytest
 
 from edgebuild.data import data_path
 from edgebuild.errors import ProfileError
-from edgebuild.profile import CPU_VARIANTS, load_profile, profile_names, profile_schema
+from edgebuild.profile import CPU_VARIANTS, DeviceProfile, load_profile, profile_names, profile_schema
 
 GIB = 2**30
 COMPLETE = """\
@@ -20,7 +20,7 @@ storage: 8GB
 """
 
 
-def load(folder: Path, text: str, name: str = "my.yaml"):
+def load(folder: Path, text: str, name: str = "my.yaml") -> DeviceProfile:
     (folder / name).write_text(text, encoding="utf-8")
     return load_profile(f"./{name}", working_directory=folder)
 
