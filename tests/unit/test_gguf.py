@@ -50,6 +50,14 @@ def refused(tmp_path: Path, data: bytes) -> str:
     return caught.value.message
 
 
+def outcome(path: Path) -> str:
+    """The model's name, or the refusal; anything else that is raised is a bug."""
+    try:
+        return make_model_spec(read_gguf_header(path), file_name="m.gguf").name
+    except ModelError as error:
+        return error.message
+
+
 def test_demo_model_is_read() -> None:
     path = demo_model_path()
     spec = make_model_spec(read_gguf_header(path), file_name=path.name)
@@ -140,10 +148,7 @@ def test_any_change_of_a_real_header_ends_in_a_header_or_one_line(
         )
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
     path.write_bytes(bytes(changed))
-    try:
-        make_model_spec(read_gguf_header(path), file_name="m.gguf")
-    except ModelError as error:
-        assert "\n" not in error.message
+    assert "\n" not in outcome(path)
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,10 +158,7 @@ def test_arbitrary_bytes_after_a_valid_start(
 ) -> None:
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
     path.write_bytes(header(tensors=tensors, keys=keys) + body)
-    try:
-        read_gguf_header(path)
-    except ModelError as error:
-        assert "\n" not in error.message
+    assert "\n" not in outcome(path)
 
 
 def test_hostile_header_takes_bounded_memory(tmp_path: Path) -> None:
