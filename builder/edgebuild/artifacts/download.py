@@ -15,8 +15,9 @@ from typing import NoReturn
 
 import httpx
 
+from edgebuild.artifacts.files import store_fault
 from edgebuild.artifacts.network import Stop, make_client
-from edgebuild.artifacts.store import Store, store_fault
+from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
 from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest

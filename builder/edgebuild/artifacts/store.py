@@ -8,11 +8,9 @@ An entry is built in a temporary folder under a lock, sealed and renamed. A kill
 without a holder of its lock, which the next one removes.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,11 +18,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebuild.artifacts.files import (
+    discard,
+    foreign_stamp,
+    is_older,
+    remove_tree,
+    store_fault,
+    write_atomically,
+)
 from edgebuild.artifacts.locks import locked, try_locked
 from edgebuild.artifacts.presence import Presence
 from edgebuild.artifacts.seals import Seal, find_damage, is_untouched, make_seal
 from edgebuild.canonical import canonical_json
-from edgebuild.errors import StoreError
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress, SilentProgress
 
@@ -127,7 +132,7 @@ class Store:
                     build(temporary)
                     _seal_entry(temporary, folder)
                 finally:
-                    _discard(temporary)
+                    discard(temporary)
         return folder
 
     def known_digest(self, path: Path, tag: str) -> Digest | None:
@@ -139,7 +144,7 @@ class Store:
         """
         try:
             document = json.loads(self._digest_path(path, tag).read_bytes())
-            stamp = _foreign_stamp(path)
+            stamp = foreign_stamp(path)
             return Digest(document["digest"]) if document["stamp"] == stamp else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -149,7 +154,7 @@ class Store:
         with suppress(OSError):
             place = self._digest_path(path, tag)
             place.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(place, canonical_json({"digest": digest.hex, "stamp": _foreign_stamp(path)}))
+            write_atomically(place, canonical_json({"digest": digest.hex, "stamp": foreign_stamp(path)}))
 
     def scratch(self, name: str) -> Path:
         """Return a folder whose content may speed up work but never changes a result; it may vanish between runs.
@@ -178,7 +183,7 @@ class Store:
                 stack.enter_context(locked(lock))
                 stack.callback(lock.unlink, missing_ok=True)
                 folder = self._temporary(own)
-                stack.callback(_remove_tree, folder)
+                stack.callback(remove_tree, folder)
             yield folder
 
     @contextmanager
@@ -225,7 +230,7 @@ class Store:
             limit_ns = min(limits_ns, default=None)
             for kind in KINDS:
                 for path, seal in self._seals(kind):
-                    if not _is_older(path, limit_ns):
+                    if not is_older(path, limit_ns):
                         continue
                     folder = path.with_suffix("")
                     with try_locked(self._lock_path(kind, Digest(folder.name))) as free:
@@ -236,10 +241,10 @@ class Store:
             self._remove_unsealed()
             self._sweep_idle("")
             for folder in () if busy_since_ns is not None else (self._base / "scratch").glob("*"):
-                if all(_is_older(path, limit_ns) for path in (folder, *folder.rglob("*"))):
-                    _remove_tree(folder)
+                if all(is_older(path, limit_ns) for path in (folder, *folder.rglob("*"))):
+                    remove_tree(folder)
             for path in (self._base / "digests").glob("*.json"):
-                if _is_older(path, limit_ns):
+                if is_older(path, limit_ns):
                     path.unlink(missing_ok=True)
         return Pruned(entries=entries, size_bytes=size_bytes)
 
@@ -303,25 +308,25 @@ class Store:
                     _seal_of(folder).unlink(missing_ok=True)
             return False
         with suppress(OSError):
-            _write_atomically(_seal_of(folder), make_seal(folder).to_json())
+            write_atomically(_seal_of(folder), make_seal(folder).to_json())
         return True
 
     def _remove(self, folder: Path) -> None:
         # The seal first: an entry that is half gone must not look whole.
         _seal_of(folder).unlink(missing_ok=True)
-        _remove_tree(folder)
+        remove_tree(folder)
 
     def _sweep(self, prefix: str) -> None:
         """Remove the temporary folders of an entry; the caller holds its lock."""
         for folder in (self._base / "temporary").glob(f"{prefix}*"):
-            _discard(folder)
+            discard(folder)
 
     def _sweep_idle(self, prefix: str) -> None:
         """Remove temporary folders that no living build holds, and idle locks."""
         for folder in (self._base / "temporary").glob(f"{prefix}*"):
             with try_locked(self._base / "locks" / folder.name.rpartition("-")[0]) as free:
                 if free:
-                    _discard(folder)
+                    discard(folder)
         for path in (self._base / "locks").glob(f"{prefix}*"):
             with try_locked(path) as free:
                 if free:
@@ -337,7 +342,7 @@ class Store:
                     continue
                 with try_locked(self._base / "locks" / f"{kind}-{entry}") as free:
                     if free and not _seal_of(path).exists():
-                        _remove_tree(path)
+                        remove_tree(path)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -347,73 +352,16 @@ class Store:
             raise store_fault(self.root, error) from error
 
 
-def store_fault(root: Path, error: OSError) -> StoreError:
-    """Say in one line what the file system refused."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreError(
-            f"no space is left for the store {root}",
-            hint="run `edgebuild cache prune`, or choose another place with --cache DIR",
-        )
-    place = error.filename or root
-    return StoreError(
-        f"the store {root} cannot be used: {place}: {error.strerror or error}",
-        hint="check its owner and permissions, or choose another place with --cache DIR",
-    )
-
-
 def _seal_entry(temporary: Path, folder: Path) -> None:
     temporary.rename(folder)
     try:
         # After the rename, since the seal holds what the file system says now. Files below a renamed folder keep theirs.
-        _write_atomically(_seal_of(folder), make_seal(folder).to_json())
+        write_atomically(_seal_of(folder), make_seal(folder).to_json())
     except BaseException:
         # On a full disk, an entry that nobody can use must not hold the room that it takes.
-        _remove_tree(folder)
+        remove_tree(folder)
         raise
 
 
 def _seal_of(folder: Path) -> Path:
     return folder.with_name(folder.name + _SEAL)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(name).unlink()
-        raise
-
-
-def _foreign_stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _is_older(path: Path, limit_ns: int | None) -> bool:
-    return limit_ns is None or path.lstat().st_mtime_ns < limit_ns
-
-
-def _discard(folder: Path) -> None:
-    """Remove a temporary folder as far as it goes: children of a killed build may write there for a moment yet."""
-    with suppress(OSError):
-        _remove_tree(folder)
-
-
-def _remove_tree(folder: Path) -> None:
-    """Remove a folder whatever its modes are; one that is not there is fine."""
-
-    def unlock(function: Callable[[str], object], name: str, _error: object) -> None:
-        with suppress(FileNotFoundError):
-            Path(name).parent.chmod(0o755)
-            Path(name).chmod(0o755)
-            function(name)
-
-    if folder.is_symlink() or folder.is_file():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder, onerror=unlock)
