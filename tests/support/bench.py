@@ -109,6 +109,13 @@ class Bench:
         folder.with_name(folder.name + ".seal").unlink()
         shutil.rmtree(folder)
 
+    def forget_artifacts(self, kept: frozenset[str]) -> None:
+        """Remove all artifacts but those of the recipes named."""
+        for folder in self.entries("artifact"):
+            if _document(folder / "artifact.json").get("artifact") not in kept:
+                folder.with_name(folder.name + ".seal").unlink()
+                shutil.rmtree(folder)
+
     def forget_steps(self) -> None:
         """Make the next build run most of its steps: quantising, two recipes, two layers."""
         for kind, name in STEPS_MADE_ANEW:

@@ -1,0 +1,122 @@
+"""The same inputs give the same index digest: other stores, folders, masks, locales, time zones, moments, processor counts."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.bench import Bench, Warm, make_bench
+from tests.support.mirror import running_mirror
+from tests.support.peers.tool import Completed, run
+
+# Whatever compiles stays; the rest is made anew from the downloads.
+KEPT_ARTIFACTS = frozenset({"llama-cpp", "compiler", "qemu"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What must not matter.
+
+    Attributes:
+        folder: Name of the working directory, below which store, lock and layout lie.
+        mask: File mode creation mask, in octal.
+        variables: Environment.
+        processors: The processors that the build may use, as taskset takes them.
+    """
+
+    folder: str
+    mask: str
+    variables: Mapping[str, str]
+    processors: str
+
+
+PLAIN = Surroundings(folder="a", mask="022", variables={"LANG": "C.UTF-8", "TZ": "UTC"}, processors="0")
+ODD = Surroundings(
+    folder="a much longer name – with spaces/und Ümläut/b",
+    mask="077",
+    variables={"LANG": "C", "LC_ALL": "C", "TZ": "Pacific/Kiritimati", "COLUMNS": "40", "USER": "somebody", "HOME": "/nonexistent"},
+    processors=f"0-{(os.cpu_count() or 1) - 1}",
+)  # fmt: skip
+
+
+def build(bench: Bench, around: Surroundings, *more: str | Path, timeout_s: float = 600) -> Completed:
+    prefix = ("sh", "-c", f'umask {around.mask}; exec taskset -c {around.processors} "$@"', "sh")
+    return run(
+        [*prefix, *bench.command.program, *bench.argv(*more)],
+        env={**bench.command.variables, **around.variables},
+        cwd=bench.command.folder,
+        timeout_s=timeout_s,
+    )
+
+
+def make_place(warm: Warm, tmp_path: Path, around: Surroundings) -> Bench:
+    folder = tmp_path / around.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return make_bench(warm, folder)
+
+
+def contents(layout: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (layout / "blobs/sha256").iterdir()}
+
+
+def assert_same(first: Bench, second: Bench) -> None:
+    """Compare blobs before digests, so that a failure says which one differs."""
+    one, two = contents(first.layout), contents(second.layout)
+    assert sorted(set(one) - set(two)) == []
+    assert sorted(set(two) - set(one)) == []
+    assert first.digest() == second.digest()
+    assert (first.layout / "index.json").read_bytes() == (second.layout / "index.json").read_bytes()
+
+
+def test_all_but_the_compiled_is_made_twice(warm: Warm, tmp_path: Path) -> None:
+    """Root file system, dependencies, server, quantised model, layers, image: from the same downloads, in two places."""
+    benches = []
+    for around in (PLAIN, ODD):
+        bench = make_place(warm, tmp_path, around)
+        for kind in ("layer", "model"):
+            shutil.rmtree(bench.store / "v1" / kind)
+        bench.forget_artifacts(KEPT_ARTIFACTS)
+        done = build(bench, around)
+        for name in ("rootfs", "python-deps", "toolchain"):
+            assert f"build {name} for linux/" in done.stderr, done.describe()
+        bench.assert_sound()
+        benches.append(bench)
+    assert_same(*benches)
+
+
+def test_a_second_build_changes_no_file(bench: Bench) -> None:
+    bench.build()
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in bench.layout.rglob("*")
+        if path.is_file() and path.parent.name == "sha256"
+    }
+    bench.build()
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in bench.layout.rglob("*")
+        if path.is_file() and path.parent.name == "sha256"
+    }
+    assert before == after
+
+
+@pytest.mark.slow
+def test_everything_is_made_twice(warm: Warm, built_store: Path, tmp_path: Path) -> None:
+    """From empty stores, compiling included; only the lock and the bytes of its files are the same."""
+    benches = []
+    with running_mirror(warm.lock, built_store) as mirror:
+        for around in (PLAIN, ODD):
+            bench = make_place(warm, tmp_path, around)
+            shutil.rmtree(bench.store)
+            compiler = {**around.variables, **mirror.environment}
+            build(
+                bench,
+                Surroundings(folder=around.folder, mask=around.mask, variables=compiler, processors=ODD.processors),
+                "--quantization", "F16", *mirror.options, timeout_s=3600,
+            )  # fmt: skip
+            bench.assert_sound()
+            benches.append(bench)
+    assert_same(*benches)
