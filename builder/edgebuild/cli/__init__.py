@@ -93,7 +93,7 @@ def _usage_error(error: click.ClickException) -> UsageError:
 
 
 def _run(arguments: list[str]) -> int:
-    from edgebuild.cli.ending import ended_by_signal, tell_error  # noqa: PLC0415 - after the import of click
+    from edgebuild.cli.ending import InterruptedBuildError, ended_by_signal, tell_error  # noqa: PLC0415 - after the import of click
 
     code = 0
     try:
@@ -109,6 +109,5 @@ def _run(arguments: list[str]) -> int:
     except EdgebuildError as error:
         code = tell_error(error, as_json="--json" in arguments)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nerror: interrupted; nothing is lost: what was finished stays in the store", err=True)
-        code = 130
+        code = tell_error(InterruptedBuildError(), as_json="--json" in arguments)
     return code

@@ -11,6 +11,15 @@ import click
 from edgebuild.errors import EdgebuildError, ProfileError
 
 
+class InterruptedBuildError(EdgebuildError):
+    """Ctrl-C, SIGTERM or SIGHUP. The exit code is the one that shells give to what SIGINT ended."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("interrupted", hint="nothing is lost: what was finished stays in the store")
+
+
 def tell_error(error: EdgebuildError, *, as_json: bool) -> int:
     """Tell what went wrong and what to do, and return the exit code."""
     faults = error.faults if isinstance(error, ProfileError) else ()
