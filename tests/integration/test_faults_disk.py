@@ -51,7 +51,13 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("step", STORE_STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "recipe" in name and "root" not in name else ())
+        for name in STORE_STEPS
+    ],
+)
 def test_no_room_in_the_store(full_store: tuple[Bench, SmallDisk], good: str, step: str) -> None:
     bench, disk = full_store
     missing, leave_bytes = STORE_STEPS[step]
@@ -116,7 +122,9 @@ def test_a_full_store_can_be_pruned(full_store: tuple[Bench, SmallDisk]) -> None
 
 
 @pytest.mark.parametrize(
-    "leave_bytes", [0, MIB, 2_290_000], ids=["nothing", "1 MiB", "hardly more than the model"]
+    "leave_bytes",
+    [0, pytest.param(MIB, marks=pytest.mark.slow), 2_290_000],
+    ids=["nothing", "1 MiB", "hardly more than the model"],
 )
 def test_no_room_for_the_layout(
     warm: Warm, tmp_path: Path, make_disk: Callable[[int], SmallDisk], good: str, leave_bytes: int

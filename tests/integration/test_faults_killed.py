@@ -157,7 +157,7 @@ def test_killed_at_some_points(
     assert_survived(bench, done, old=old, new=new, with_signal=with_signal)
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["open .*index.json", "os.rename .*index.json"])
 def test_killed_when_the_layout_changes_hands(
     half_done: tuple[Bench, str], points: tuple[list[str], str], what: str, with_signal: signal.Signals

@@ -15,6 +15,7 @@ from tests.support.mirror import Fault, Mirror, running_mirror
 
 DEB = "ca-certificates_"
 WHEEL = "uvicorn-"
+QUICK_REFUSALS = {(DEB, 404), (WHEEL, 503), ("/simple/uvicorn", 403)}
 
 
 @pytest.fixture
@@ -68,8 +69,14 @@ def test_an_index_that_is_away(thirsty: Bench, mirror: Mirror) -> None:
     thirsty.assert_sound()
 
 
-@pytest.mark.parametrize("part", [DEB, WHEEL, "/simple/uvicorn"])
-@pytest.mark.parametrize("status", [403, 404, 410, 500, 503])
+@pytest.mark.parametrize(
+    ("part", "status"),
+    [
+        pytest.param(part, status, marks=() if (part, status) in QUICK_REFUSALS else pytest.mark.slow)
+        for part in (DEB, WHEEL, "/simple/uvicorn")
+        for status in (403, 404, 410, 500, 503)
+    ],
+)
 def test_a_file_that_is_refused(thirsty: Bench, mirror: Mirror, part: str, status: int) -> None:
     mirror.faults[part] = Fault(status=status)
     done = thirsty.build(*mirror.options, env=mirror.environment, check=False)
@@ -79,7 +86,7 @@ def test_a_file_that_is_refused(thirsty: Bench, mirror: Mirror, part: str, statu
     thirsty.assert_sound()
 
 
-@pytest.mark.parametrize("part", [DEB, WHEEL])
+@pytest.mark.parametrize("part", [DEB, pytest.param(WHEEL, marks=pytest.mark.slow)])
 def test_a_connection_that_is_cut_goes_on_where_it_stopped(thirsty: Bench, mirror: Mirror, part: str) -> None:
     mirror.faults[part] = Fault(cut_after=10_000, times=3)
     thirsty.build(*mirror.options, env=mirror.environment)
@@ -92,7 +99,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_stopped(thirsty: Bench, mirro
     thirsty.assert_sound()
 
 
-@pytest.mark.parametrize("part", [DEB, WHEEL])
+@pytest.mark.parametrize("part", [pytest.param(DEB, marks=pytest.mark.slow), WHEEL])
 def test_a_server_that_gives_up_for_a_while(thirsty: Bench, mirror: Mirror, part: str) -> None:
     mirror.faults[part] = Fault(status=503, times=2)
     thirsty.build(*mirror.options, env=mirror.environment)
@@ -107,7 +114,9 @@ def test_a_slow_mirror_is_waited_for(thirsty: Bench, mirror: Mirror) -> None:
 
 
 @pytest.mark.parametrize("part", [DEB, WHEEL])
-@pytest.mark.parametrize("is_same_size", [True, False], ids=["same size", "shorter"])
+@pytest.mark.parametrize(
+    "is_same_size", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["same size", "shorter"]
+)
 def test_other_bytes_under_the_same_name(
     thirsty: Bench, mirror: Mirror, part: str, is_same_size: bool
 ) -> None:
@@ -137,14 +146,26 @@ def test_an_index_that_lists_another_hash(thirsty: Bench, mirror: Mirror) -> Non
     assert_failed(done, 5, WHEEL, "sha256")
 
 
-@pytest.mark.parametrize("page", [b"", b"[]", b"\xff", b'{"files": [{}]}', b"{" * 100_000])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(b"", marks=pytest.mark.slow),
+        pytest.param(b"[]", marks=pytest.mark.slow),
+        pytest.param(b"\xff", marks=pytest.mark.slow),
+        b'{"files": [{}]}',
+        b"[" * 100_000,
+    ],
+    ids=["empty", "list", "no text", "odd", "deep"],
+)
 def test_an_index_that_answers_nonsense(thirsty: Bench, mirror: Mirror, page: bytes) -> None:
     mirror.pages["/simple/uvicorn/"] = page
     done = thirsty.build(*mirror.options, env=mirror.environment, check=False)
     assert_failed(done, 5, "uvicorn")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_a_build_that_ends_in_a_download_goes_on_next_time(
     thirsty: Bench, mirror: Mirror, number: signal.Signals
 ) -> None:

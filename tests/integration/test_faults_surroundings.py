@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,11 +85,11 @@ def test_a_mask_that_lets_nobody_in(half: Bench, good: str) -> None:
 @pytest.mark.parametrize(
     "variables",
     [
-        {"LANG": "C", "LC_ALL": "C"},
+        pytest.param({"LANG": "C", "LC_ALL": "C"}, marks=pytest.mark.slow),
         {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"LANG": "tr_TR.UTF-8", "LC_ALL": "tr_TR.UTF-8", "TZ": "Pacific/Kiritimati"},
         {"PYTHONIOENCODING": "latin-1"},
-        {"PYTHONIOENCODING": "ascii"},
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
     ],
     ids=["C", "ASCII", "Turkish", "Latin-1", "ASCII output"],
 )
@@ -121,6 +120,7 @@ def test_no_home(half: Bench, good: str) -> None:
     assert_failed(done, 2, "HOME is not set")
 
 
+@pytest.mark.slow
 def test_a_home_that_is_not_there(half: Bench, good: str) -> None:
     half.build(env={"HOME": "/nonexistent"})
     assert half.digest() == good
@@ -134,7 +134,9 @@ STREAMS = {
 }
 
 
-@pytest.mark.parametrize("how", STREAMS)
+@pytest.mark.parametrize(
+    "how", [pytest.param(name, marks=() if "all" in name else pytest.mark.slow) for name in STREAMS]
+)
 def test_streams_that_are_closed(bench: Bench, good: str, how: str) -> None:
     bench.forget("artifact", "server")
     bench.forget("layer", "server")
@@ -205,15 +207,6 @@ def test_files_from_the_future(half: Bench, good: str) -> None:
     half.command.run("cache", "prune", "--unused-for", "30d")
     half.build()
     assert half.digest() == good
-
-
-@pytest.fixture
-def clock(peers: Peers) -> Callable[[str], tuple[str, ...]]:
-    """`clock("1999-12-31 23:59:59")`: a prefix that starts a program with its clock there (libfaketime from Debian)."""
-    found = shutil.which("faketime")
-    if found is None:
-        peers.missing("faketime is not installed")
-    return lambda moment: (found, moment)
 
 
 def test_a_checkout_that_is_only_read(warm: Warm, tmp_path: Path, good: str, peers: Peers) -> None:
