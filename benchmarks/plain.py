@@ -4,7 +4,7 @@ The image has the very content of ours, in the same order of layers, from a base
 what is compared is the way, not what goes in. There are no RUN steps.
 """
 
-import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +78,7 @@ def plain_way(
         layout: Layout that holds the image.
         profile: Its profile; of this machine's architecture.
         registry: Takes the base image.
-        model: Linked into the context; None takes the image's own.
+        model: Copied into the context; None takes the image's own.
     """
     image = next(image for image in read_layout(layout).index().images if image.profile == profile)
     folder.mkdir()
@@ -86,7 +86,7 @@ def plain_way(
     unpack(tuple(layer for layer in image.layers if layer.role not in left_out), folder)
     if model is not None:
         (folder / "models").mkdir()
-        os.link(model, folder / "models/model.gguf")
+        shutil.copyfile(model, folder / "models/model.gguf")
     root = folder.with_name("rootfs.tar.gz")
     with root.open("wb") as file:
         for chunk in next(layer for layer in image.layers if layer.role is Role.ROOTFS).blob.chunks():

@@ -4,7 +4,7 @@
 without one. No smoke test and no signature on our side, since the other side has neither.
 """
 
-import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,8 +65,7 @@ def _measure(
     theirs("first")
     for model in models[1:]:
         both("another model", model)
-        plain.model.unlink()
-        os.link(model, plain.model)
+        shutil.copyfile(model, plain.model)
         theirs("another model")
     for number in range(rounds):
         change_server(ours.checkout, f"time {number}")
@@ -78,6 +77,13 @@ def _measure(
     for _ in range(rounds):
         both("nothing changed", models[-1])
         theirs("nothing changed")
+
+
+def _copy_of(model: Path) -> Path:
+    copy = model.with_name(f"copy-of-{model.name}")
+    if not copy.exists():
+        shutil.copyfile(model, copy)
+    return copy
 
 
 class _Ours:
@@ -96,8 +102,8 @@ class _Ours:
         place = ("--output", "layout") if way == _LAYOUT else ("--no-layout",)
         repository = "layout" if way == _LAYOUT else "straight"
         if way == _STRAIGHT:
-            # As if the model were new: its digest, which the way by the layout found, is not known.
-            os.utime(model)
+            # A file of its own: the digest that the other way found is not known of it.
+            model = _copy_of(model)
         done = self._bench.image(
             "--profile", _PROFILE, "--model", model, "--no-test",
             *place, "--push", "--tag", self._registry.reference(repository, "1"),
