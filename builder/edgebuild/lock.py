@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import LockError
-from edgebuild.oci.platform import Platform
+from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
 
 LOCK_SCHEMA_VERSION = 1
+# What a lock covers, whatever is built.
+PLATFORMS = (LINUX_AMD64, LINUX_ARM64)
 _MAX_FILE_BYTES = 4 << 20
 _UPDATE_HINT = "make it anew with --update-lock"
 

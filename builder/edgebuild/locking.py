@@ -1,35 +1,23 @@
-"""Resolves the lock: current Debian packages, and the wheels that pinned requirements mean on each processor.
+"""Settles the lock of a build: which packages go in.
 
 With `--locked` the lock file is taken as it stands, or refused. Without it, a lock that fits the recipes and whose
 files are all in the store is used, so that a second build needs no network; else everything is resolved anew.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from edgebuild.artifacts.debian import Resolution, find_archives, resolve_packages
-from edgebuild.artifacts.network import make_client
-from edgebuild.artifacts.pypi import (
-    IndexFile,
-    PinnedRequirement,
-    choose_wheel,
-    find_index_urls,
-    list_files,
-    parse_requirements,
-)
 from edgebuild.artifacts.recipe_file import Recipe, load_recipe, load_recipes
 from edgebuild.artifacts.recipes import COMPILER, TOOLCHAIN, is_built
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import LockError
 from edgebuild.host import Host
-from edgebuild.lock import Lock, LockedArtifact, LockedInput, load_lock, render_lock
-from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
+from edgebuild.lock import PLATFORMS, Lock, LockedArtifact, load_lock, render_lock
+from edgebuild.oci.platform import Platform
 from edgebuild.progress import Progress
 
-PLATFORMS = (LINUX_AMD64, LINUX_ARM64)
 _SHOWN = 5
 
 
@@ -72,57 +60,12 @@ def obtain_lock(
         if not find_differences(lock, recipes) and _is_at_hand(lock, needed, host, store, source):
             progress.note(f"lock: {path}, all of it in the store; resolve anew with --update-lock")
             return lock
+    # The network is met only here: its libraries are slow to import, and most builds do without.
+    from edgebuild.resolving import resolve_lock  # noqa: PLC0415
+
     lock = resolve_lock(host=host, store=store, progress=progress, sources=source)
     write_lock(lock, path)
     return lock
-
-
-def resolve_lock(
-    *,
-    host: Host,
-    store: Store,
-    progress: Progress,
-    sources: Sources | None = None,
-) -> Lock:
-    """Resolve all recipes for both platforms.
-
-    Raises:
-        ToolError: A mirror or an index does not answer, or lacks something.
-    """
-    source = sources or Sources(host=host, store=store, progress=progress)
-    recipes = load_recipes(source.images)
-    with (
-        progress.task("resolve Debian packages and wheels") as task,
-        ThreadPoolExecutor(8, thread_name_prefix="resolve") as pool,
-    ):
-        task.status("apt and package index")
-        wheels = pool.submit(_resolve_requirements, recipes, host)
-        pending = {
-            platform: pool.submit(
-                _resolve_debian, recipes, platform, host=host, store=store, mirrors=source.mirrors
-            )
-            for platform in PLATFORMS
-        }
-        resolved = {platform: future.result() for platform, future in pending.items()}
-        files = wheels.result()
-    artifacts = []
-    for recipe in recipes:
-        for platform in PLATFORMS:
-            packages = resolved[platform].get(recipe.name)
-            inputs = (
-                *(_deb_inputs(recipe, packages) if packages else ()),
-                *_pinned_inputs(recipe),
-                *(_wheel_inputs(recipe, files, platform)),
-            )
-            artifacts.append(
-                LockedArtifact(
-                    artifact=recipe.name,
-                    platform="linux/amd64" if platform == LINUX_AMD64 else "linux/arm64",
-                    inputs=tuple(sorted(inputs, key=lambda item: (item.file, item.host))),
-                )
-            )
-    epoch_s = max((found.epoch_s for closures in resolved.values() for found in closures.values()), default=0)
-    return Lock(epoch_s=epoch_s, artifacts=tuple(artifacts))
 
 
 def write_lock(lock: Lock, path: Path) -> None:
@@ -186,9 +129,9 @@ def _faults(entry: LockedArtifact, recipe: Recipe) -> Iterator[str]:
     found = {
         (item.name, item.version, item.sha256, item.host) for item in entry.inputs if item.kind == "pypi"
     }
-    pinned = {(item.name, item.version, item.sha256, item.host) for item in _pinned_inputs(recipe)}
+    pinned = {(item.name, item.version, item.sha256, item.host) for item in recipe.pinned_inputs()}
     yield from (f"{name} {version} is missing" for name, version, _, _ in sorted(pinned - found))
-    requirements = {item.project: item for item in _requirements(recipe)}
+    requirements = {item.project: item for item in recipe.requirements()}
     wheels = found - pinned
     for name, version, sha256, _ in sorted(wheels):
         pin = requirements.get(name)
@@ -219,86 +162,3 @@ def _is_at_hand(
         for name, platform in missing
         for item in lock.inputs(name, platform, machine=host.machine)
     )
-
-
-def _resolve_debian(
-    recipes: tuple[Recipe, ...], platform: Platform, *, host: Host, store: Store, mirrors: tuple[str, ...]
-) -> dict[str, Resolution]:
-    """Resolve the closures of all recipes for a platform, by the recipe's name."""
-    found: dict[str, Resolution] = {}
-    for suite in sorted({recipe.file.debian.suite for recipe in recipes if recipe.file.debian}):
-        asked = {
-            recipe.name: recipe.file.debian.packages
-            for recipe in recipes
-            if recipe.file.debian and recipe.file.debian.suite == suite
-        }
-        resolved = resolve_packages(
-            tuple(asked.values()),
-            architecture=platform.debian,
-            archives=find_archives(suite, host=host, mirrors=mirrors),
-            host=host,
-            store=store,
-        )
-        found |= dict(zip(asked, resolved, strict=True))
-    return found
-
-
-def _resolve_requirements(recipes: tuple[Recipe, ...], host: Host) -> dict[str, tuple[IndexFile, ...]]:
-    """List the files of every project that a requirements file pins."""
-    projects = sorted({item.project for recipe in recipes for item in _requirements(recipe)})
-    if not projects:
-        return {}
-    urls = find_index_urls(host)
-    with make_client(host.environment) as client, ThreadPoolExecutor(8) as pool:
-        listed = pool.map(lambda project: list_files(project, urls=urls, client=client), projects)
-        return dict(zip(projects, listed, strict=True))
-
-
-def _requirements(recipe: Recipe) -> tuple[PinnedRequirement, ...]:
-    if not recipe.file.requirements:
-        return ()
-    return parse_requirements(recipe.folder / recipe.file.requirements)
-
-
-def _deb_inputs(recipe: Recipe, resolution: Resolution) -> Iterator[LockedInput]:
-    assert recipe.file.debian is not None
-    for package in resolution.packages:
-        if package.name not in recipe.file.debian.leave_out:
-            yield LockedInput(
-                kind="deb",
-                name=package.name,
-                version=package.version,
-                file=package.path.rpartition("/")[2],
-                archive="security" if package.archive == "security" else "main",
-                path=package.path,
-                sha256=package.sha256,
-                size_bytes=package.size_bytes,
-            )
-
-
-def _pinned_inputs(recipe: Recipe) -> Iterator[LockedInput]:
-    for pin in recipe.file.pypi:
-        yield LockedInput(
-            kind="pypi",
-            name=pin.project,
-            version=pin.version,
-            file=pin.file,
-            host=pin.host,
-            sha256=pin.sha256,
-            size_bytes=pin.size_bytes,
-        )
-
-
-def _wheel_inputs(
-    recipe: Recipe, files: dict[str, tuple[IndexFile, ...]], platform: Platform
-) -> Iterator[LockedInput]:
-    for requirement in _requirements(recipe):
-        wheel = choose_wheel(files[requirement.project], requirement, machine=platform.machine)
-        yield LockedInput(
-            kind="pypi",
-            name=requirement.project,
-            version=requirement.version,
-            file=wheel.file,
-            sha256=wheel.sha256,
-            size_bytes=wheel.size_bytes,
-        )

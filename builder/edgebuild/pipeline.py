@@ -40,10 +40,8 @@ from edgebuild.plan import (
     notes,
 )
 from edgebuild.profile import DeviceProfile
-from edgebuild.registry.push import open_sink
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
-from edgebuild.signing.sign import sign_image
 from edgebuild.smoke import SmokeResult, smoke_test
 from edgebuild.stopwatch import Stopwatch
 
@@ -112,6 +110,8 @@ def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> Non
     # (9) Signed before it has a name: nobody can pull it unsigned.
     reference = request.reference
     if request.key is not None:
+        from edgebuild.signing.sign import sign_image  # noqa: PLC0415 - unsigned builds do without cryptography
+
         references = () if reference is None else (reference,)
         sign_image(sink, index.digest, request.key, references=references, epoch_s=None)
 
@@ -291,23 +291,29 @@ def test_layout(
 
 @contextmanager
 def _open_sink(request: ImageRequest, context: Context) -> Iterator[SignatureSink]:
-    if request.output is not None:
-        if request.push and request.reference is not None:
-            # The layout is pushed when it is complete; a login that is missing is told now.
-            with open_sink(
-                request.reference, environment=context.host.environment, progress=context.progress
-            ) as registry:
-                registry.check_access()
-        with LayoutSink(
-            request.output, progress=context.progress, seals=context.store, reference=request.reference
-        ) as layout:
-            yield layout
+    if request.output is None:
+        with _open_registry(request, context) as registry:
+            yield registry
         return
+    if request.push:
+        # The layout is pushed when it is complete; a login that is missing is told now.
+        with _open_registry(request, context):
+            pass
+    with LayoutSink(
+        request.output, progress=context.progress, seals=context.store, reference=request.reference
+    ) as layout:
+        yield layout
+
+
+@contextmanager
+def _open_registry(request: ImageRequest, context: Context) -> Iterator[SignatureSink]:
+    """Open the registry that the request names, once it is sure that we may push."""
+    from edgebuild.registry.push import open_sink  # noqa: PLC0415 - layouts do without the HTTP client
+
     if request.reference is None:
         raise UsageError("nowhere to write to", hint="give --output DIR, or --push with --tag")
-    with open_sink(
-        request.reference, environment=context.host.environment, progress=context.progress
-    ) as registry:
+    environment = context.host.environment
+    with open_sink(request.reference, environment=environment, progress=context.progress) as registry:
         registry.check_access()
         yield registry
 

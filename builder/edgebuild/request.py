@@ -1,8 +1,11 @@
 """What a build is asked for, what it works with, and what comes of it. Values only."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgebuild.artifacts.store import Store
 from edgebuild.host import Host
@@ -13,8 +16,10 @@ from edgebuild.oci.reference import Reference
 from edgebuild.plan import BuildPlan
 from edgebuild.profile import DeviceProfile
 from edgebuild.progress import Progress
-from edgebuild.signing.keys import SigningKey
 from edgebuild.smoke import SmokeResult
+
+if TYPE_CHECKING:
+    from edgebuild.signing.keys import SigningKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ No daemon, no root and no binfmt: the layers are unpacked into a folder, which b
 (sandbox.py); a static qemu-user carries the target's programs. The server is probed from outside, over loopback.
 """
 
+import http.client
 import json
 import shutil
 import socket
@@ -13,11 +14,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-
-import httpx
 
 from edgebuild.errors import ImageError, ToolError
 from edgebuild.host import Host
@@ -33,6 +33,7 @@ READY_TIMEOUT_S = 180.0
 ANSWER_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
 _LOG_TAIL_LINES = 6
+_ANSWER_BYTES = 1 << 20
 _QUESTION = "alt 42 m; speed 7 m/s; obstacle 30 m left; battery 18 %; temp 41 C; gps ok"
 
 
@@ -93,14 +94,10 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
             guest = _guest_argv(config, cpu_model=cpu_model, port=port, threads=threads)
             uid, _, gid = str(config.get("User") or "0:0").partition(":")
             argv = sandbox_argv(root, guest, uid=uid, gid=gid or uid)
-            with (
-                running(argv, environment=sandbox_environment(host), log=log) as server,
-                httpx.Client(trust_env=False) as client,
-            ):
-                url = f"http://127.0.0.1:{port}"
+            with running(argv, environment=sandbox_environment(host), log=log) as server:
                 begin = time.monotonic()
                 task.status("wait until ready")
-                ready = _wait_ready(client, url, server, log)
+                ready = _wait_ready(port, server, log)
                 ready_s = time.monotonic() - begin
                 loaded = str(ready.get("cpu_variant"))
                 if loaded != cpu_variant:
@@ -109,7 +106,7 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
                         hint="correct cpu.variant or cpu.model in the profile",
                     )
                 task.status("ask")
-                answer = _ask(client, url, str(ready.get("model")), log)
+                answer = _ask(port, str(ready.get("model")), log)
                 task.status("stop")
                 server.terminate()
                 _wait_stopped(server, image, log)
@@ -241,7 +238,24 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_ready(client: httpx.Client, url: str, server: Any, log: IO[bytes]) -> Mapping[str, Any]:
+def _request(port: int, path: str, document: object | None, *, timeout_s: float) -> tuple[int, str]:
+    """Ask the server on loopback; return status and body.
+
+    Raises:
+        OSError: Nobody answers.
+        http.client.HTTPException: The answer is no HTTP.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    with closing(connection):
+        if document is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read(_ANSWER_BYTES).decode(errors="replace")
+
+
+def _wait_ready(port: int, server: Any, log: IO[bytes]) -> Mapping[str, Any]:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -249,44 +263,35 @@ def _wait_ready(client: httpx.Client, url: str, server: Any, log: IO[bytes]) -> 
                 f"the image stopped with exit code {server.returncode} before it was ready: {_tail(log)}",
                 hint="see the messages above",
             )
-        try:
-            answer = client.get(f"{url}/readyz", timeout=5.0)
-        except httpx.TransportError:
-            time.sleep(0.05)
-            continue
-        if answer.status_code == 200:
-            return answer.json()  # type: ignore[no-any-return]
+        with suppress(OSError, http.client.HTTPException):
+            status, body = _request(port, "/readyz", None, timeout_s=5.0)
+            if status == 200:
+                return json.loads(body)  # type: ignore[no-any-return]
         time.sleep(0.05)
     raise ImageError(
         f"the image was not ready within {READY_TIMEOUT_S:.0f} s: {_tail(log)}", hint="see the messages above"
     )
 
 
-def _ask(client: httpx.Client, url: str, model: str, log: IO[bytes]) -> str:
-    request = {
-        "model": model,
-        "messages": [{"role": "user", "content": _QUESTION}],
-        "max_tokens": 48,
-        "temperature": 0,
-    }
-    path, key = "/v1/chat/completions", "message"
+def _ask(port: int, model: str, log: IO[bytes]) -> str:
+    asked = {"model": model, "max_tokens": 48, "temperature": 0}
+    chat = asked | {"messages": [{"role": "user", "content": _QUESTION}]}
     try:
-        answer = client.post(url + path, json=request, timeout=ANSWER_TIMEOUT_S)
-        if answer.status_code == 400 and "template" in answer.text:
+        status, body = _request(port, "/v1/chat/completions", chat, timeout_s=ANSWER_TIMEOUT_S)
+        is_chat = not (status == 400 and "template" in body)
+        if not is_chat:
             # A base model has no chat template; its plain completion is what users will ask for.
-            request = {"model": model, "prompt": _QUESTION, "max_tokens": 16, "temperature": 0}
-            answer, key = client.post(f"{url}/v1/completions", json=request, timeout=ANSWER_TIMEOUT_S), "text"
-    except httpx.TransportError as error:
+            plain = asked | {"prompt": _QUESTION}
+            status, body = _request(port, "/v1/completions", plain, timeout_s=ANSWER_TIMEOUT_S)
+    except (OSError, http.client.HTTPException) as error:
         raise ImageError(
             f"the image gave no answer: {type(error).__name__}: {_tail(log)}",
             hint="see the messages above",
         ) from error
-    if answer.status_code != 200:
-        raise ImageError(
-            f"the image answered {answer.status_code}: {answer.text[:300]}", hint="see the messages above"
-        )
-    choice = answer.json()["choices"][0]
-    text = str(choice[key]["content"] if key == "message" else choice[key]).strip()
+    if status != 200:
+        raise ImageError(f"the image answered {status}: {body[:300]}", hint="see the messages above")
+    choice = json.loads(body)["choices"][0]
+    text = str(choice["message"]["content"] if is_chat else choice["text"]).strip()
     if not text:
         raise ImageError(
             "the image gave an empty answer", hint="check the model with llama.cpp on this machine"

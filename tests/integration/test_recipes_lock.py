@@ -18,9 +18,10 @@ from edgebuild.data import data_path
 from edgebuild.errors import EdgebuildError, LockError, ToolError
 from edgebuild.host import Host, make_host
 from edgebuild.lock import Lock, load_lock, render_lock
-from edgebuild.locking import find_differences, obtain_lock, resolve_lock
+from edgebuild.locking import find_differences, obtain_lock
 from edgebuild.oci.platform import LINUX_ARM64
 from edgebuild.progress import SilentProgress
+from edgebuild.resolving import resolve_lock
 from tests.unit.artifacts.telling import Told
 
 NEEDED = (("server", LINUX_ARM64), ("python-deps", LINUX_ARM64))

@@ -60,15 +60,6 @@ class Wanted:
     title: str
 
 
-def find_download(store: Store, digest: Digest, file: str) -> Path | None:
-    """Return a file that is in the store already."""
-    entry = store.find("download", digest)
-    if entry is None:
-        return None
-    path = entry / file
-    return path if path.is_file() else next(iter(sorted(entry.iterdir())), None)
-
-
 def download(
     wanted: Wanted,
     *,
@@ -93,7 +84,7 @@ def download(
         StoreError: The disk is full.
     """
     # Step 1.
-    if (found := find_download(store, wanted.digest, wanted.file)) is not None:
+    if (found := store.find_download(wanted.digest, wanted.file)) is not None:
         return found
 
     def build(folder: Path) -> None:
@@ -107,7 +98,7 @@ def download(
         partial.rename(folder / wanted.file)
 
     entry = store.make("download", wanted.digest, build)
-    return find_download(store, wanted.digest, wanted.file) or entry / wanted.file
+    return store.find_download(wanted.digest, wanted.file) or entry / wanted.file
 
 
 class _Transfer:

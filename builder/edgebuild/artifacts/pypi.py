@@ -15,12 +15,11 @@ from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
 import httpx
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from uv import find_uv_bin
 
-from edgebuild.artifacts.network import make_client
+from edgebuild.artifacts.requirements import PinnedRequirement
 from edgebuild.errors import ToolError
 from edgebuild.host import Host
 from edgebuild.process import run
@@ -48,21 +47,6 @@ class IndexFile:
     file: str
     sha256: str
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PinnedRequirement:
-    """One line of a requirements file.
-
-    Attributes:
-        project: Normalised name.
-        version: The only version allowed.
-        hashes: sha256 of the files allowed.
-    """
-
-    project: str
-    version: str
-    hashes: frozenset[str]
 
 
 def find_index_urls(host: Host) -> tuple[str, ...]:
@@ -116,37 +100,6 @@ def find_file(
         f"no package index has {file} with sha256 {sha256[:12]}…",
         hint="it may have been withdrawn, or the mirror lags behind; try another index with PIP_INDEX_URL",
     )
-
-
-def make_clients(host: Host) -> httpx.Client:
-    """Make the HTTP client for indexes."""
-    return make_client(host.environment)
-
-
-def parse_requirements(path: Path) -> tuple[PinnedRequirement, ...]:
-    """Read a requirements file in which every line pins one version with hashes.
-
-    Raises:
-        ToolError: A line does not.
-    """
-    text = re.sub(r"\\\n", " ", path.read_text("utf-8"))
-    found = []
-    for line in text.splitlines():
-        content = re.sub(r"(^|\s)#.*", "", line).strip()
-        if not content:
-            continue
-        hashes = frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", content))
-        try:
-            requirement = Requirement(content.partition(" --hash")[0].strip())
-        except InvalidRequirement as error:
-            raise ToolError(f"{path}: {content[:60]!r} is no requirement: {error}") from error
-        pins = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
-        if len(pins) != 1 or not hashes:
-            raise ToolError(f"{path}: {requirement.name} is not pinned to one version with hashes")
-        found.append(
-            PinnedRequirement(project=canonicalize_name(requirement.name), version=pins[0], hashes=hashes)
-        )
-    return tuple(found)
 
 
 def choose_wheel(files: tuple[IndexFile, ...], requirement: PinnedRequirement, *, machine: str) -> IndexFile:

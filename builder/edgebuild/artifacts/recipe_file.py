@@ -4,13 +4,16 @@ import ast
 import hashlib
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgebuild.artifacts.requirements import PinnedRequirement, parse_requirements
 from edgebuild.errors import ToolError
+from edgebuild.lock import LockedInput
 
 _LIBRARY = "lib"
 _NOT_BUILT_FROM = frozenset({".toml", ".txt", ".in", ".md"})
@@ -109,6 +112,29 @@ class Recipe:
     def script(self) -> Path:
         """The program that builds."""
         return self.folder / "recipe.py"
+
+    def requirements(self) -> tuple[PinnedRequirement, ...]:
+        """Read the file of requirements that recipe.toml names, if it does.
+
+        Raises:
+            ToolError: A line of it pins no version with hashes.
+        """
+        if not self.file.requirements:
+            return ()
+        return parse_requirements(self.folder / self.file.requirements)
+
+    def pinned_inputs(self) -> Iterator[LockedInput]:
+        """Yield the files that recipe.toml pins one by one, as a lock holds them."""
+        for pin in self.file.pypi:
+            yield LockedInput(
+                kind="pypi",
+                name=pin.project,
+                version=pin.version,
+                file=pin.file,
+                host=pin.host,
+                sha256=pin.sha256,
+                size_bytes=pin.size_bytes,
+            )
 
     def files(self) -> tuple[tuple[str, str], ...]:
         """Name every file that the recipe consists of, relative to `images/`, with its sha256, sorted.

@@ -1,29 +1,23 @@
-"""Where recipes and their inputs come from: edgebuild's own folder, this host's Debian mirrors and package index."""
+"""Where recipes and their inputs come from: edgebuild's own folder, the store, and else the network."""
 
-import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from __future__ import annotations
+
 from pathlib import Path
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
-from edgebuild.artifacts.debian import Archive, find_archives
-from edgebuild.artifacts.download import Wanted, download, find_download
-from edgebuild.artifacts.network import Stop, make_client
-from edgebuild.artifacts.pypi import find_file, find_index_urls
 from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
-from edgebuild.errors import ToolError
 from edgebuild.host import Host
 from edgebuild.lock import LockedInput
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress
 
-SUITE = "trixie"
-_AT_ONCE = 4
+if TYPE_CHECKING:
+    from edgebuild.artifacts.fetching import Fetcher
 
 
 class Sources:
-    """Fetches inputs into the store. Mirrors and indexes are looked up once, when the first input is missing."""
+    """Recipes, and their inputs by hash: from the store, or fetched when they are missing."""
 
     def __init__(
         self,
@@ -48,72 +42,27 @@ class Sources:
         self._host = host
         self._store = store
         self._progress = progress
-        self._guard = threading.Lock()
-        self._archives: tuple[Archive, ...] = ()
-        self._indexes: tuple[str, ...] = ()
+        self._fetcher: Fetcher | None = None
 
     def has(self, item: LockedInput) -> bool:
         """Say whether an input is in the store."""
-        return find_download(self._store, Digest(item.sha256), item.file) is not None
+        return self._store.find_download(Digest(item.sha256), item.file) is not None
 
     def fetch_all(self, items: tuple[LockedInput, ...]) -> tuple[Path, ...]:
-        """Return the inputs' paths in the store, in the same order, fetching what is missing, a few at a time.
+        """Return the inputs' paths in the store, in the same order, fetching what is missing.
 
         Raises:
             ToolError: One cannot be had.
             StoreError: The disk is full.
         """
-        with closing(Stop()) as stop, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="download") as pool:
-            futures = [pool.submit(self._fetch, item, stop) for item in items]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-                # The fault that came first, not that of a download which it stopped.
-                for future in futures:
-                    if future.done():
-                        future.result()
-                return tuple(future.result() for future in futures)
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        found = tuple(self._store.find_download(Digest(item.sha256), item.file) for item in items)
+        if all(path is not None for path in found):
+            return tuple(path for path in found if path is not None)
+        if self._fetcher is None:
+            # Only here is the network met: the HTTP client is slow to import, and most builds do without.
+            from edgebuild.artifacts.fetching import Fetcher  # noqa: PLC0415
 
-    def _fetch(self, item: LockedInput, stop: Stop) -> Path:
-        digest = Digest(item.sha256)
-        if (found := find_download(self._store, digest, item.file)) is not None:
-            return found
-        url, environment = self._deb(item) if item.kind == "deb" else self._index_file(item, stop)
-        wanted = Wanted(
-            url=url,
-            file=item.file,
-            digest=digest,
-            size_bytes=item.size_bytes,
-            title=f"{item.name} {item.version}",
-        )
-        return download(
-            wanted, store=self._store, environment=environment, progress=self._progress, stop=stop
-        )
-
-    def _deb(self, item: LockedInput) -> tuple[str, dict[str, str]]:
-        with self._guard:
-            if not self._archives:
-                self._archives = find_archives(SUITE, host=self._host, mirrors=self.mirrors)
-        archive = next((found for found in self._archives if found.name == item.archive), None)
-        if archive is None:
-            raise ToolError(
-                f"{item.file} comes from Debian's {item.archive} archive, of which this host knows no mirror",
-                hint="name both mirrors: --mirror MAIN --mirror SECURITY",
+            self._fetcher = Fetcher(
+                host=self._host, store=self._store, progress=self._progress, mirrors=self.mirrors
             )
-        environment = dict(self._host.environment)
-        if archive.proxy:
-            environment |= {"http_proxy": archive.proxy, "https_proxy": archive.proxy}
-        return f"{archive.url}/{quote(item.path)}", environment
-
-    def _index_file(self, item: LockedInput, stop: Stop) -> tuple[str, dict[str, str]]:
-        with self._guard:
-            if not self._indexes:
-                self._indexes = find_index_urls(self._host)
-        with make_client(self._host.environment, stop=stop) as client:
-            found = find_file(
-                item.name, file=item.file, sha256=item.sha256, urls=self._indexes, client=client
-            )
-        return found.url, dict(self._host.environment)
+        return self._fetcher.fetch_all(items)

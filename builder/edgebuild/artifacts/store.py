@@ -135,6 +135,19 @@ class Store:
                     discard(temporary)
         return folder
 
+    def find_download(self, digest: Digest, file: str) -> Path | None:
+        """Return a downloaded file by its sha256.
+
+        Args:
+            digest: Its sha256.
+            file: The name that it should have; a file of another name has the same bytes.
+        """
+        entry = self.find("download", digest)
+        if entry is None:
+            return None
+        path = entry / file
+        return path if path.is_file() else next(iter(sorted(entry.iterdir())), None)
+
     def known_digest(self, path: Path, tag: str) -> Digest | None:
         """Return the digest remembered for a file outside the store, if it has not changed since.
 

@@ -19,8 +19,6 @@ from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
 from edgebuild.pipeline import build_images
 from edgebuild.profile import QUANTIZATIONS, DeviceProfile, load_profile
-from edgebuild.registry.layouts import push_layout
-from edgebuild.registry.push import open_sink
 from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 
 
@@ -120,11 +118,18 @@ def command(
     store = Store(host.cache_directory, progress=session.progress)
     result = build_images(request, Context(host=host, store=store, progress=session.progress))
     if push and layout is not None and target is not None:
-        with open_sink(target, environment=host.environment, progress=session.progress) as sink:
-            push_layout(read_layout(layout), target, sink=sink, progress=session.progress)
+        _push(layout, target, session)
     session.give(build_document(result, request))
     session.say(render_build(result, request))
     session.say(_next_steps(result, request, (key, password_file), host.machine))
+
+
+def _push(layout: Path, target: Reference, session: Session) -> None:
+    from edgebuild.registry.layouts import push_layout  # noqa: PLC0415 - only pushes need the HTTP client
+    from edgebuild.registry.push import open_sink  # noqa: PLC0415 - as above
+
+    with open_sink(target, environment=session.host.environment, progress=session.progress) as sink:
+        push_layout(read_layout(layout), target, sink=sink, progress=session.progress)
 
 
 def _target(reference: str | None, *, push: bool) -> Reference | None:

@@ -1,15 +1,19 @@
 """Passwords of keys: from a file, the environment or a prompt, in this order; and the keys they open."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgebuild.cli.options import Session
 from edgebuild.errors import UsageError
-from edgebuild.signing.keys import SigningKey, load_signing_key
+
+if TYPE_CHECKING:
+    from edgebuild.signing.keys import SigningKey
 
 _VARIABLES = ("EDGEBUILD_PASSWORD", "COSIGN_PASSWORD")
 
@@ -77,4 +81,6 @@ def load_key(key: str | None, password_file: str | None, *, session: Session) ->
     path = session.host.path(key)
     if not path.exists():
         raise UsageError(f"{path}: no such key", hint="make a pair with `edgebuild keys generate`")
+    from edgebuild.signing.keys import load_signing_key  # noqa: PLC0415 - unsigned builds do without cryptography
+
     return load_signing_key(Path(path), read_password(password_file, session=session, is_new=False))

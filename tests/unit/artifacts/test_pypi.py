@@ -8,13 +8,12 @@ import pytest
 
 from edgebuild.artifacts.pypi import (
     IndexFile,
-    PinnedRequirement,
     choose_wheel,
     find_file,
     find_index_urls,
     list_files,
-    parse_requirements,
 )
+from edgebuild.artifacts.requirements import PinnedRequirement, parse_requirements
 from edgebuild.errors import ToolError
 from tests.unit.artifacts.file_server import FileServer, Page
 from tests.unit.artifacts.telling import host_at
