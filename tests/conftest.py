@@ -1,5 +1,7 @@
 """Configuration of the whole test suite."""
 
+import signal
+
 import pytest
 
 pytest_plugins = (
@@ -16,3 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write golden files anew instead of comparing"
     )
+
+
+def pytest_configure() -> None:
+    """Take SIGINT even where the run was started in the background, whose children inherit that it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
