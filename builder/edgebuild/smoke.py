@@ -4,6 +4,7 @@ No daemon, no root and no binfmt: the layers are unpacked into a folder, which b
 (sandbox.py); a static qemu-user carries the target's programs. The server is probed from outside, over loopback.
 """
 
+import errno
 import http.client
 import json
 import shutil
@@ -140,10 +141,12 @@ def unpack(layers: tuple[Layer, ...], root: Path) -> None:
                 hint="build the image again",
             ) from error
         except OSError as error:
-            raise ToolError(
-                f"layer {layer.digest.short} cannot be unpacked: {error.strerror}",
-                hint="make room, or set TMPDIR",
-            ) from error
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ToolError(
+                    f"no space is left in {root.parent} to unpack layer {layer.digest.short}",
+                    hint="run `edgebuild cache prune`, choose another place with --cache DIR, or use --no-test",
+                ) from error
+            raise ToolError(f"layer {layer.digest.short} cannot be unpacked: {error.strerror}") from error
 
 
 def _extract(archive: tarfile.TarFile, root: Path) -> None:
