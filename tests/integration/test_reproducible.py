@@ -1,7 +1,7 @@
 """The same inputs give the same index digest: other stores, folders, masks, locales, time zones, moments, processor counts."""
 
-import os
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
