@@ -9,7 +9,7 @@ PYTEST = .venv/bin/python -m pytest
 IMAGE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev image test test-full check lint types bench clean
+.PHONY: help setup setup-dev image test test-full check lint types coverage bench clean
 
 help: ## Show what there is.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -47,10 +47,16 @@ types: setup-dev
 	@.venv/bin/mypy
 
 test: setup-dev ## All tests but the slow ones, with real peers.
-	@$(PYTEST) --require-tools -m "not slow"
+	@$(PYTEST) --require-tools -n 2 -m "not slow"
 
 test-full: setup-dev ## Everything: empty stores, many kills, soak.
-	@$(PYTEST) --require-tools
+	@$(PYTEST) --require-tools -n 2
+
+coverage: setup-dev ## Branch coverage of the tests that are not slow; fails below 90 %.
+	@.venv/bin/coverage erase
+	@.venv/bin/coverage run -m pytest -q --require-tools -m "not slow"
+	@.venv/bin/coverage combine -q
+	@.venv/bin/coverage report --skip-covered
 
 bench: setup-dev ## Every figure of the README, beside the peers' from the same run.
 	@.venv/bin/python -m benchmarks
