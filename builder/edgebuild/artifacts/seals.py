@@ -109,8 +109,7 @@ class Seal:
         """Read the seal of an entry's folder; None when it is not a seal of this format, or that of another entry."""
         try:
             document = json.loads(raw)
-            # Seals of version 0.1.0 before its release do not name their entry.
-            entry = document.get("entry", _entry_name(folder))
+            entry = document["entry"]
             if document["format"] != _FORMAT or entry != _entry_name(folder):
                 return None
             return cls(entry, {name: _sealed_path(*fields) for name, fields in document["paths"].items()})
