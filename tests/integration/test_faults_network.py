@@ -198,7 +198,7 @@ def test_a_build_that_ends_in_a_download_goes_on_next_time(
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [DEB, WHEEL, "/simple/uvicorn"])
 def test_a_mirror_that_says_nothing_more(thirsty: Bench, mirror: Mirror, part: str) -> None:
-    mirror.faults[part] = Fault(stall_after=500)
+    mirror.faults[part] = Fault(stall_after=50)
     done = thirsty.build(*mirror.options, env=mirror.environment, check=False, timeout_s=400)
     assert_failed(done, 5, "uvicorn" if part != DEB else DEB)
     mirror.faults.clear()

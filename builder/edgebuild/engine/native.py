@@ -14,7 +14,6 @@ from edgebuild.oci.digest import Digest
 from edgebuild.oci.layer import Layer, Role
 from edgebuild.oci.platform import Platform
 from edgebuild.plan import ARTIFACTS, PREFIXES
-from edgebuild.profile import CPU_VARIANTS
 from edgebuild.progress import Progress
 
 EMULATOR = "qemu"
@@ -61,14 +60,14 @@ class NativeEngine:
 
         Args:
             with_variants: Whether to build what goes into images of this platform, because one is wanted anyway. Else
-                only the plainest CPU variant is compiled: quantising uses ggml's own portable code.
+                no CPU variant is compiled: quantising uses ggml's own portable code.
         """
         here = Platform.of_machine(self.host.machine)
         name = ARTIFACTS[Role.ENGINE]
         recipe = load_recipe(self.sources.images, name)
         if with_variants or is_built(recipe, platform=here, lock=self.lock, host=self.host, store=self.store):
             return self.artifact(name, here)
-        return self._build(name, here, variants=(CPU_VARIANTS[here.architecture][0],))
+        return self._build(name, here, variants=("none",))
 
     def library_source(self) -> Digest:
         """Return the sha256 of the source archive that the engine is built from: what quantising depends on."""
