@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.config import EngineSettings
 from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import EngineError, Finish, FinishReason, Request, Sampling, Token
 from edgeserve.log import Log
+from edgeserve.settings import EngineSettings
 from tests.support.tiny_gguf import BOS, write_tiny_gguf
 
 _GREEDY = Sampling(temperature=0.0)

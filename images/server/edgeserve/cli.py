@@ -13,7 +13,7 @@ from edgeserve import exits
 if TYPE_CHECKING:
     import argparse
 
-    from edgeserve.config import Runtime
+    from edgeserve.settings import Runtime
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +41,8 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     import argparse  # noqa: PLC0415
 
-    from edgeserve.config import RUNTIME_PATH, settings  # noqa: PLC0415
+    from edgeserve.config import RUNTIME_PATH  # noqa: PLC0415
+    from edgeserve.settings import settings  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(prog="edgeserve", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -15,16 +15,17 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from edgeserve import __version__, exits
-from edgeserve.config import Runtime
 from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import Engine
-from edgeserve.http.app import App
+from edgeserve.http.app import PROBES, App
 from edgeserve.http.server import EdgeServer, listen, make_server
 from edgeserve.log import Log, bridge_logging
+from edgeserve.records import RequestLog
 from edgeserve.scheduler import Scheduler, State
+from edgeserve.settings import Runtime
 
 if TYPE_CHECKING:
-    from edgeserve.http.prompts import PromptMaker
+    from edgeserve.prompts import PromptMaker
 
 # After the running requests are cut off: to send their last bytes, and for the forward pass in progress.
 _LAST_BYTES_S: Final = 1.0
@@ -48,7 +49,7 @@ class Service:
             log=log,
             on_change=self._on_change,
         )
-        self._app = App(runtime, self._scheduler, log)
+        self._app = App(runtime, self._scheduler, log=log, observers=(RequestLog(log, quiet=PROBES),))
         self._server: EdgeServer = make_server(
             self._app, shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S
         )
@@ -76,7 +77,8 @@ class Service:
             await self._server.serve(sockets=[listener])
         finally:
             self._server.abort_connections()
-            self._app.close()
+            if self._prompts is not None:
+                self._prompts.close()
         is_over = await asyncio.to_thread(self._scheduler.close, _LAST_PASS_S)
         self._log.info("stopped", code=self._code, seconds=time.monotonic() - self._started)
         if not is_over:
@@ -87,7 +89,7 @@ class Service:
     def _make_engine(self) -> Engine:
         """Load the model and what depends on it; runs in the engine's thread, so that the event loop can answer probes."""
         # Brings Jinja, a third of all import time: after the socket is open.
-        from edgeserve.http.prompts import PromptMaker  # noqa: PLC0415
+        from edgeserve.prompts import PromptMaker  # noqa: PLC0415
 
         engine = LlamaEngine(self._runtime.model.files, self._runtime.engine, self._log)
         self._prompts = PromptMaker(engine, self._runtime.server.limits, self._log)
@@ -96,7 +98,9 @@ class Service:
     def _on_change(self) -> None:
         state = self._scheduler.state
         if state is State.READY and self._prompts is not None:
-            self._app.open(self._prompts)
+            from edgeserve.generate import Generator  # noqa: PLC0415 - brings Jinja, loaded by now
+
+            self._app.open(Generator(self._scheduler, self._prompts))
             self._log_ready()
         elif state is State.FAILED:
             self._log.error("engine-failed", problem=self._scheduler.failure)

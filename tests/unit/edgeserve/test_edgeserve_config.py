@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from edgeserve.config import ConfigError, Runtime, load_config, render_table, settings
+from edgeserve.config import ConfigError, load_config, render_table
+from edgeserve.settings import Runtime, settings
 
 _SMALL: dict[str, Any] = {"schema_version": 1, "model": {"name": "m", "files": ["/models/m.gguf"]}}
 # The document of the contract between edgebuild and the image.

@@ -12,7 +12,6 @@ import os
 import time
 from typing import Any, Final
 
-from edgeserve.config import EngineSettings
 from edgeserve.engine.batch import Batch, Pace
 from edgeserve.engine.library import Library
 from edgeserve.engine.model import LlamaModel
@@ -28,6 +27,7 @@ from edgeserve.engine.protocol import (
 )
 from edgeserve.engine.sampling import make_chain
 from edgeserve.log import Log
+from edgeserve.settings import EngineSettings
 
 _LARGEST_PASS_TOKENS: Final = 512
 _FAILURES_IN_A_ROW: Final = 3

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from edgeserve.config import Runtime
+from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.errors import ApiError, not_serving
+from edgeserve.http.answer import send_answer
 from edgeserve.http.body import BodyReader
-from edgeserve.http.errors import ApiError, not_serving
 from edgeserve.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
-from edgeserve.http.generate import Generator, Outcome
 from edgeserve.http.schemas import parse_chat, parse_completion
 from edgeserve.http.shapes import ChatShape, CompletionShape
 from edgeserve.log import Log, described
+from edgeserve.records import Observer, Record
 from edgeserve.scheduler import NotServingError, Scheduler, State
+from edgeserve.settings import Runtime
 
 if TYPE_CHECKING:
-    from edgeserve.http.prompts import PromptMaker
+    from edgeserve.generate import Generator
 
 _MODEL_PREFIX: Final = "/v1/models/"
-_QUIET: Final = frozenset({"/livez", "/readyz"})
+PROBES: Final = frozenset({"/livez", "/readyz"})
 
-Handler = Callable[[Exchange, Outcome], Awaitable[None]]
+Handler = Callable[[Exchange, Record], Awaitable[None]]
 
 
 class App:
     """The ASGI application; until `open` it refuses requests that generate."""
 
-    def __init__(self, runtime: Runtime, scheduler: Scheduler, log: Log) -> None:
+    def __init__(
+        self, runtime: Runtime, scheduler: Scheduler, *, log: Log, observers: Sequence[Observer]
+    ) -> None:
         self._runtime = runtime
         self._scheduler = scheduler
         self._log = log
-        self._prompts: PromptMaker | None = None
+        self._observers = tuple(observers)
+        self._generator: Generator | None = None
         self._ready_at = int(time.time())
         limits = runtime.server.limits
         self._bodies = BodyReader(body_bytes=limits.body_bytes, request_s=limits.request_s)
@@ -46,39 +51,37 @@ class App:
             "/readyz": ("GET", self._readyz),
         }
 
-    def open(self, prompts: PromptMaker) -> None:
+    def open(self, generator: Generator) -> None:
         """Serve from now on."""
-        self._prompts = prompts
+        self._generator = generator
         self._ready_at = int(time.time())
-
-    def close(self) -> None:
-        """End the thread that makes prompts."""
-        if self._prompts is not None:
-            self._prompts.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3.0, HTTP)."""
         if scope["type"] != "http":
             raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
-        exchange, outcome, started = Exchange(scope, receive, send), Outcome(), time.monotonic()
+        exchange = Exchange(scope, receive, send)
+        record = Record(interface="http", method=exchange.method, route=exchange.path)
         try:
-            await self._dispatch(exchange, outcome)
+            await self._dispatch(exchange, record)
         except ApiError as error:
-            outcome.result = error.code or "invalid"
+            record.result = error.code or "invalid"
             await self._refuse(exchange, error)
         except ClientGoneError:
-            outcome.result = "client_gone"
+            record.result = "client_gone"
             exchange.abort()
         except Exception as error:  # noqa: BLE001 - a fault of ours must not reach the client in our words
-            outcome.result = "internal"
+            record.result = "internal"
             self._log.error("internal", path=exchange.path, **described(error))
             await self._refuse(
                 exchange, ApiError(500, "Internal error.", kind="server_error", code="internal")
             )
         finally:
-            self._record(exchange, outcome, time.monotonic() - started)
+            record.status, record.seconds = exchange.status, time.monotonic() - record.started
+            for observer in self._observers:
+                observer.on_request(record)
 
-    async def _dispatch(self, exchange: Exchange, outcome: Outcome) -> None:
+    async def _dispatch(self, exchange: Exchange, record: Record) -> None:
         route = self._routes.get(exchange.path)
         if route is None:
             raise self._unknown_path(exchange.path)
@@ -86,8 +89,8 @@ class App:
         if exchange.method != method and not (exchange.method == "HEAD" and method == "GET"):
             message = f"The method {exchange.method} is not allowed on {exchange.path}."
             raise ApiError(405, message, code="method_not_allowed", headers={"allow": method})
-        outcome.result = "ok"
-        await handler(exchange, outcome)
+        record.result = "ok"
+        await handler(exchange, record)
 
     def _unknown_path(self, path: str) -> ApiError:
         if path.startswith(_MODEL_PREFIX):
@@ -102,66 +105,44 @@ class App:
             return
         await exchange.answer(error.status, error.document(), error.headers)
 
-    def _record(self, exchange: Exchange, outcome: Outcome, seconds: float) -> None:
-        if exchange.path in _QUIET and exchange.status < 400:
-            return
-        fields: dict[str, object] = {
-            "method": exchange.method,
-            "path": exchange.path[:200],
-            "status": exchange.status,
-            "outcome": outcome.result,
-            "seconds": seconds,
-        }
-        if outcome.end is not None:
-            end = outcome.end
-            fields |= {
-                "prompt_tokens": end.prompt_tokens,
-                "cached_tokens": end.cached_tokens,
-                "output_tokens": end.output_tokens,
-                "queued_s": end.queued_s,
-                "first_token_s": end.first_token_s,
-            }
-        self._log.info("request", **fields)
-
-    async def _chat(self, exchange: Exchange, outcome: Outcome) -> None:
-        deadline, prompts = self._begin()
+    async def _chat(self, exchange: Exchange, record: Record) -> None:
+        deadline, generator = self._begin()
         document = await self._bodies.read_object(exchange)
         call = parse_chat(document, limits=self._runtime.server.limits, model=self._runtime.model.name)
-        generation = call.generation
-        shape = ChatShape(
-            model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
-        )
-        await Generator(self._scheduler, prompts).answer(
-            exchange,
-            generation=generation,
-            make_prompt=lambda: prompts.for_chat(call),
-            shape=shape,
-            deadline=deadline,
-            outcome=outcome,
-        )
+        await self._answer(exchange, call, ChatShape, generator=generator, deadline=deadline, record=record)
 
-    async def _completion(self, exchange: Exchange, outcome: Outcome) -> None:
-        deadline, prompts = self._begin()
+    async def _completion(self, exchange: Exchange, record: Record) -> None:
+        deadline, generator = self._begin()
         document = await self._bodies.read_object(exchange)
         call = parse_completion(document, limits=self._runtime.server.limits, model=self._runtime.model.name)
-        generation = call.generation
-        shape = CompletionShape(
-            model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
-        )
-        await Generator(self._scheduler, prompts).answer(
-            exchange,
-            generation=generation,
-            make_prompt=lambda: prompts.for_completion(call),
-            shape=shape,
-            deadline=deadline,
-            outcome=outcome,
+        await self._answer(
+            exchange, call, CompletionShape, generator=generator, deadline=deadline, record=record
         )
 
-    def _begin(self) -> tuple[float, PromptMaker]:
+    async def _answer(
+        self,
+        exchange: Exchange,
+        call: ChatCall | CompletionCall,
+        make_shape: type[ChatShape | CompletionShape],
+        *,
+        generator: Generator,
+        deadline: float,
+        record: Record,
+    ) -> None:
+        generation = call.generation
+        shape = make_shape(
+            model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
+        )
+        outputs = generator.outputs(call, request_id=shape.id, deadline=deadline, record=record)
+        await send_answer(
+            exchange, outputs, shape=shape, is_stream=generation.is_stream, deadline=deadline, record=record
+        )
+
+    def _begin(self) -> tuple[float, Generator]:
         """Start a request's clock; refuse it while there is no engine, before its body is read."""
-        if self._prompts is None or self._scheduler.state is not State.READY:
+        if self._generator is None or self._scheduler.state is not State.READY:
             raise not_serving(NotServingError(self._scheduler.state))
-        return asyncio.get_running_loop().time() + self._runtime.server.limits.request_s, self._prompts
+        return asyncio.get_running_loop().time() + self._runtime.server.limits.request_s, self._generator
 
     def _fingerprint(self) -> str:
         """Name what a seed's result depends on besides the request."""
@@ -176,18 +157,18 @@ class App:
         }
         return document
 
-    async def _models(self, exchange: Exchange, _outcome: Outcome) -> None:
+    async def _models(self, exchange: Exchange, _record: Record) -> None:
         await exchange.answer(200, {"object": "list", "data": [self._model_document()]})
 
-    async def _model(self, exchange: Exchange, _outcome: Outcome) -> None:
+    async def _model(self, exchange: Exchange, _record: Record) -> None:
         await exchange.answer(200, self._model_document())
 
-    async def _livez(self, exchange: Exchange, _outcome: Outcome) -> None:
+    async def _livez(self, exchange: Exchange, _record: Record) -> None:
         await exchange.answer(200, {"status": "alive"})
 
-    async def _readyz(self, exchange: Exchange, _outcome: Outcome) -> None:
+    async def _readyz(self, exchange: Exchange, _record: Record) -> None:
         state = self._scheduler.state
-        if state is not State.READY or self._prompts is None:
+        if state is not State.READY or self._generator is None:
             waiting = State.LOADING if state is State.READY else state
             await exchange.answer(503, {"status": waiting.value})
             return

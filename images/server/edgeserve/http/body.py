@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any, Final, NoReturn
 
-from edgeserve.http.errors import ApiError, invalid
+from edgeserve.errors import ApiError, invalid
 from edgeserve.http.exchange import Exchange
 
 _LONGEST_UPLOAD_S: Final = 30.0

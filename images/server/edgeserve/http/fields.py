@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
-from edgeserve.http.errors import ApiError, invalid
+from edgeserve.errors import ApiError, invalid
 
 _T = TypeVar("_T")
 _KINDS: Final = {bool: "a boolean", str: "a string", int: "an integer", list: "an array", dict: "an object"}

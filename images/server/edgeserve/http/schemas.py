@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgeserve.config import LimitSettings
+from edgeserve.calls import ChatCall, CompletionCall, Generation
 from edgeserve.engine.protocol import Sampling
-from edgeserve.http.errors import ApiError
+from edgeserve.errors import ApiError
 from edgeserve.http.fields import Fields, is_unicode
+from edgeserve.settings import LimitSettings
 
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MOST_MESSAGES: Final = 2048
@@ -65,35 +65,6 @@ _UNSUPPORTED_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType
         "function_call": (),
     }
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """How to answer, whatever the question; `output_tokens` None leaves it to the server."""
-
-    model: str
-    is_stream: bool
-    wants_usage: bool
-    output_tokens: int | None
-    output_field: str
-    sampling: Sampling
-    stops: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatCall:
-    """A body of /v1/chat/completions; each message has the keys `role` and `content`."""
-
-    generation: Generation
-    messages: tuple[Mapping[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionCall:
-    """A body of /v1/completions; the prompt is text or token ids."""
-
-    generation: Generation
-    prompt: str | tuple[int, ...]
 
 
 def parse_chat(document: Mapping[str, Any], *, limits: LimitSettings, model: str) -> ChatCall:

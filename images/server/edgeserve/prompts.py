@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from edgeserve.config import LimitSettings
+from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.engine.protocol import Engine, EngineError
 from edgeserve.engine.template import ChatTemplate, RenderError, Segment, TemplateError
-from edgeserve.http.errors import invalid
-from edgeserve.http.schemas import ChatCall, CompletionCall
+from edgeserve.errors import invalid
 from edgeserve.log import Log
+from edgeserve.settings import LimitSettings
 
 # No vocabulary packs more characters than this into each of many tokens of a text; a longer one need not be tokenised.
 _MOST_CHARACTERS_PER_TOKEN: Final = 64
@@ -45,6 +45,14 @@ class PromptMaker:
         except TemplateError as error:
             log.warning("chat-template", problem=f"{error}; chat completions are refused")
             self._complaint = "This model's chat template cannot be used, so it has no chat completions; use /v1/completions."
+
+    async def make(self, call: ChatCall | CompletionCall) -> tuple[int, ...]:
+        """Make the prompt's tokens.
+
+        Raises:
+            ApiError: See `for_chat` and `for_completion`.
+        """
+        return await (self.for_chat(call) if isinstance(call, ChatCall) else self.for_completion(call))
 
     async def for_chat(self, call: ChatCall) -> tuple[int, ...]:
         """Make the prompt of a chat.

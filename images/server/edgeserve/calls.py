@@ -1,0 +1,40 @@
+"""What clients ask for, whichever interface they use, as checked, frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeserve.engine.protocol import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How to answer, whatever the question.
+
+    `output_tokens` None leaves it to the server; `output_field` is where the client said it, for messages.
+    """
+
+    model: str
+    is_stream: bool
+    wants_usage: bool
+    output_tokens: int | None
+    output_field: str
+    sampling: Sampling
+    stops: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCall:
+    """A chat to go on with; each message has the keys `role` and `content`."""
+
+    generation: Generation
+    messages: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionCall:
+    """A text to go on with; the prompt is text or token ids."""
+
+    generation: Generation
+    prompt: str | tuple[int, ...]

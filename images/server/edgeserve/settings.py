@@ -1,0 +1,170 @@
+"""The settings: every key of the configuration, declared once, here.
+
+The dataclasses below are the only declaration: decoding, the environment's names, the flags and the documented
+table (`edgeserve config --table`) all come from their metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+SCHEMA_VERSION: Final = 1
+KV_TYPES: Final = ("f16", "q8_0", "q4_0")
+PREFIX: Final = "EDGE_"
+
+
+def _integer(default: int | None, doc: str, *, low: int, high: int, env: str = "") -> Any:
+    return _setting(default, doc, kind="integer", low=low, high=high, env=env)
+
+
+def _text(default: str | None, doc: str, *, choices: tuple[str, ...] = (), env: str = "") -> Any:
+    return _setting(default, doc, kind="text", choices=choices, env=env)
+
+
+def _flag(*, default: bool, doc: str, env: str = "") -> Any:
+    return _setting(default, doc, kind="flag", env=env)
+
+
+def _paths(doc: str, *, env: str = "") -> Any:
+    return _setting(None, doc, kind="paths", env=env)
+
+
+def _setting(default: object, doc: str, **metadata: object) -> Any:
+    given = {} if default is None else {"default": default}
+    return dataclasses.field(metadata={"doc": doc, **metadata}, **given)  # type: ignore[call-overload]
+
+
+def _section(kind: type[Any], doc: str) -> Any:
+    required = any(item.default is item.default_factory for item in dataclasses.fields(kind))
+    given = {} if required else {"default_factory": kind}
+    return dataclasses.field(metadata={"doc": doc, "kind": "section", "section": kind}, **given)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """Which model is served."""
+
+    name: str = _text(None, "Name that clients give as `model`", env="EDGE_MODEL_NAME")
+    files: tuple[str, ...] = _paths(
+        "GGUF files of the model, in order; colon-separated outside the file", env="EDGE_MODEL_FILES"
+    )
+    card: str = _text("", "Document with source, digests and quality of the model; empty: none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the model runs."""
+
+    name: str = _text("llama.cpp", "Inference engine", choices=("llama.cpp",))
+    library_dir: str = _text(
+        "", "Folder of libllama.so; empty: the one beside the module llama_cpp", env="EDGE_LIBRARY_DIR"
+    )
+    context_tokens: int = _integer(
+        2048,
+        "Longest prompt and answer together, in tokens, of one slot",
+        low=64,
+        high=1 << 20,
+        env="EDGE_CONTEXT_TOKENS",
+    )
+    batch_tokens: int = _integer(
+        512, "Most tokens in one forward pass", low=16, high=16384, env="EDGE_BATCH_TOKENS"
+    )
+    slots: int = _integer(1, "Requests generated at the same time", low=1, high=64, env="EDGE_SLOTS")
+    threads: int = _integer(
+        0, "Computing threads; 0: one per usable core", low=0, high=512, env="EDGE_THREADS"
+    )
+    kv_type: str = _text("f16", "Element type of the key/value cache", choices=KV_TYPES, env="EDGE_KV_TYPE")
+    cpu_variant: str = _text(
+        "", "CPU variant that the profile expects; another one loaded is a warning; empty: any"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What one client may ask for."""
+
+    body_bytes: int = _integer(1 << 20, "Largest request body", low=1024, high=1 << 28, env="EDGE_BODY_BYTES")
+    prompt_tokens: int = _integer(1536, "Longest prompt", low=1, high=1 << 20, env="EDGE_PROMPT_TOKENS")
+    output_tokens: int = _integer(512, "Longest answer", low=1, high=1 << 20, env="EDGE_OUTPUT_TOKENS")
+    request_s: int = _integer(
+        120,
+        "Longest time of one request from its body to its last byte, in seconds",
+        low=1,
+        high=86400,
+        env="EDGE_REQUEST_S",
+    )
+    queue: int = _integer(16, "Requests that may wait for a slot", low=0, high=4096, env="EDGE_QUEUE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where and for how long the server listens."""
+
+    host: str = _text("0.0.0.0", "Address to listen on", env="EDGE_HOST")  # noqa: S104 - a container's own network
+    port: int = _integer(8080, "TCP port; 0: any free one", low=0, high=65535, env="EDGE_PORT")
+    drain_s: int = _integer(
+        5,
+        "Time that running requests get to finish after SIGTERM, in seconds",
+        low=0,
+        high=3600,
+        env="EDGE_DRAIN_S",
+    )
+    limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """The plan's figures, for the log."""
+
+    need_bytes: int = _integer(
+        0, "Memory that the plan says model, cache and server need", low=0, high=1 << 62
+    )
+    budget_bytes: int = _integer(0, "Memory that the plan leaves them; 0: not planned", low=0, high=1 << 62)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The whole configuration, checked."""
+
+    schema_version: int = _integer(None, "Version of this document", low=SCHEMA_VERSION, high=SCHEMA_VERSION)
+    profile: str = _text("", "Device profile that the image was built for")
+    model: ModelSettings = _section(ModelSettings, "Which model is served")  # noqa: RUF009 - makes a field
+    engine: EngineSettings = _section(EngineSettings, "How the model runs")  # noqa: RUF009 - makes a field
+    server: ServerSettings = _section(ServerSettings, "Where and for how long the server listens")  # noqa: RUF009 - makes a field
+    memory: MemorySettings = _section(MemorySettings, "The plan's figures")  # noqa: RUF009 - makes a field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One leaf of the declaration."""
+
+    path: tuple[str, ...]
+    field: dataclasses.Field[Any]
+
+    @property
+    def key(self) -> str:
+        """The key as written in messages, such as `server.limits.queue`."""
+        return ".".join(self.path)
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, or an empty string when the key is for the file alone."""
+        return str(self.field.metadata.get("env", ""))
+
+    @property
+    def flag(self) -> str:
+        """The flag of `edgeserve serve`, or an empty string."""
+        return "--" + self.variable[len(PREFIX) :].lower().replace("_", "-") if self.variable else ""
+
+
+def settings(kind: type[Any] = Runtime, above: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Walk the declaration's leaves in order."""
+    for field in dataclasses.fields(kind):
+        path = (*above, field.name)
+        if field.metadata["kind"] == "section":
+            yield from settings(field.metadata["section"], path)
+        else:
+            yield Setting(path=path, field=field)
