@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from edgebuild.artifacts.debian import Resolution, find_archives, resolve_packages
-from edgebuild.artifacts.network import make_client
 from edgebuild.artifacts.pypi import IndexFile, choose_wheel, find_index_urls, list_files
 from edgebuild.artifacts.recipe_file import Recipe, load_recipes
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.host import Host
 from edgebuild.lock import PLATFORMS, Lock, LockedArtifact, LockedInput
+from edgebuild.network import make_client
 from edgebuild.oci.platform import LINUX_AMD64, Platform
 from edgebuild.progress import Progress
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from pytest_docker.plugin import Services
 
@@ -91,11 +91,11 @@ def test_an_image_from_the_composed_registry_answers(
 
 def _wait_for_registry(port: int) -> None:
     deadline = time.monotonic() + 30
-    with httpx.Client(trust_env=False) as client:
+    with httpx2.Client(trust_env=False) as client:
         while True:
             try:
                 if client.get(f"http://127.0.0.1:{port}/v2/").status_code == 200:
                     return
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 assert time.monotonic() < deadline, "the registry does not answer"
             time.sleep(0.1)

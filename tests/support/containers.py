@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.support.built import QUESTION
 from tests.support.peers.docker import Container
@@ -20,11 +20,11 @@ def wait_ready(container: Container) -> dict[str, Any]:
 def wait_ready_at(url: str, logs: Any) -> dict[str, Any]:
     """Wait until the server at a URL is ready; `logs` gives what it wrote, for the message when it never is."""
     deadline = time.monotonic() + _PATIENCE_S
-    with httpx.Client(trust_env=False, timeout=10.0) as client:
+    with httpx2.Client(trust_env=False, timeout=10.0) as client:
         while time.monotonic() < deadline:
             try:
                 told = client.get(f"{url}/readyz")
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.1)
                 continue
             if told.status_code == 200:
@@ -47,7 +47,7 @@ def answer_at(url: str) -> str:
         "max_tokens": 48,
         "temperature": 0,
     }
-    with httpx.Client(trust_env=False, timeout=_PATIENCE_S) as client:
+    with httpx2.Client(trust_env=False, timeout=_PATIENCE_S) as client:
         request["model"] = client.get(f"{url}/v1/models").json()["data"][0]["id"]
         told = client.post(f"{url}/v1/chat/completions", json=request)
     assert told.status_code == 200, told.text

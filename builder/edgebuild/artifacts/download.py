@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import httpx
+import httpx2
 
 from edgebuild.artifacts.files import store_fault
-from edgebuild.artifacts.network import Stop, make_client
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
+from edgebuild.network import Stop, make_client
 from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress, Task
@@ -108,7 +108,7 @@ class _Transfer:
         self,
         wanted: Wanted,
         partial: Path,
-        client: httpx.Client,
+        client: httpx2.Client,
         task: Task,
         patience: Patience,
         stop: Stop,
@@ -142,7 +142,7 @@ class _Transfer:
             before_bytes = self._have_bytes()
             try:
                 self._fetch_rest(before_bytes)
-            except (httpx.TransportError, _TryAgainError) as error:
+            except (httpx2.TransportError, _TryAgainError) as error:
                 if self._stop.is_set():
                     self._end()
                 if self._have_bytes() > before_bytes:
@@ -176,7 +176,7 @@ class _Transfer:
             append = response.status_code == 206 and _starts_at(response, have_bytes)
             self._write(response, have_bytes if append else 0)
 
-    def _write(self, response: httpx.Response, start_bytes: int) -> None:
+    def _write(self, response: httpx2.Response, start_bytes: int) -> None:
         limit = self._wanted.size_bytes
         written = start_bytes
         self._show(written)
@@ -203,7 +203,7 @@ class _Transfer:
     def _end(self) -> NoReturn:
         raise ToolError(f"the download of {_place(self._wanted)} was stopped", hint="what arrived is kept")
 
-    def _refuse(self, response: httpx.Response) -> None:
+    def _refuse(self, response: httpx2.Response) -> None:
         reason = f"{response.status_code} {response.reason_phrase}".strip()
         if response.status_code in _RETRYABLE:
             raise _TryAgainError(reason)
@@ -231,12 +231,12 @@ class _TryAgainError(Exception):
     """A failure that may pass."""
 
 
-def _starts_at(response: httpx.Response, offset_bytes: int) -> bool:
+def _starts_at(response: httpx2.Response, offset_bytes: int) -> bool:
     """Check that a partial answer begins where it was asked to; RFC 9110, 14.4."""
     return str(response.headers.get("content-range", "")).startswith(f"bytes {offset_bytes}-")
 
 
-def _length(response: httpx.Response, start_bytes: int) -> int:
+def _length(response: httpx2.Response, start_bytes: int) -> int:
     text = response.headers.get("content-length", "")
     return start_bytes + int(text) if text.isdecimal() else 0
 
@@ -251,5 +251,5 @@ def _hash(path: Path) -> Digest:
 
 def _place(wanted: Wanted) -> str:
     """Name a file and its server, without a login that the address may hold."""
-    url = httpx.URL(wanted.url)
+    url = httpx2.URL(wanted.url)
     return f"{wanted.file} from {url.host}"

@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 from edgebuild.artifacts.debian import Archive, find_archives
 from edgebuild.artifacts.download import Wanted, download
-from edgebuild.artifacts.network import Stop, make_client
 from edgebuild.artifacts.pypi import find_file, find_index_urls
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
 from edgebuild.host import Host
 from edgebuild.lock import LockedInput
+from edgebuild.network import Stop, make_client
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress
 

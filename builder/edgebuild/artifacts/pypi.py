@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
-import httpx
+import httpx2
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from uv import find_uv_bin
@@ -72,7 +72,7 @@ def find_index_urls(host: Host) -> tuple[str, ...]:
     return tuple(urls)
 
 
-def list_files(project: str, *, urls: tuple[str, ...], client: httpx.Client) -> tuple[IndexFile, ...]:
+def list_files(project: str, *, urls: tuple[str, ...], client: httpx2.Client) -> tuple[IndexFile, ...]:
     """List a project's files, of the first index that has the project.
 
     Raises:
@@ -85,7 +85,7 @@ def list_files(project: str, *, urls: tuple[str, ...], client: httpx.Client) -> 
 
 
 def find_file(
-    project: str, *, file: str, sha256: str, urls: tuple[str, ...], client: httpx.Client
+    project: str, *, file: str, sha256: str, urls: tuple[str, ...], client: httpx2.Client
 ) -> IndexFile:
     """Find a file by its hash, wherever a configured index has it.
 
@@ -143,11 +143,11 @@ def _wheel_tags(file: str) -> frozenset[Tag]:
         return frozenset()
 
 
-def _list_files(url: str, client: httpx.Client) -> tuple[IndexFile, ...]:
+def _list_files(url: str, client: httpx2.Client) -> tuple[IndexFile, ...]:
     """Read a project's page; an index without the project has no files."""
     try:
         response = client.get(url, headers={"Accept": _ACCEPT})
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise ToolError(
             f"the package index {_without_login(url)} does not answer: {error}", hint=_INDEX_HINT
         ) from error
@@ -187,7 +187,7 @@ def _html_files(text: str, base: str) -> Iterator[IndexFile]:
         kind, _, value = fragment.partition("=")
         yield IndexFile(
             url=url,
-            file=httpx.URL(url).path.rpartition("/")[2],
+            file=httpx2.URL(url).path.rpartition("/")[2],
             sha256=value if kind == "sha256" else "",
             size_bytes=0,
         )
@@ -204,7 +204,7 @@ class _Links(HTMLParser):
 
 
 def _without_login(url: str) -> str:
-    parsed = httpx.URL(url)
+    parsed = httpx2.URL(url)
     return str(parsed.copy_with(username=None, password=None)) if parsed.userinfo else url
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlencode
 
-import httpx
+import httpx2
 
 from edgebuild.errors import RegistryError
 from edgebuild.registry.credentials import Credential
@@ -172,7 +172,7 @@ class Authorizer:
 
     def _token(self, challenge: Challenge, credential: Credential | None) -> tuple[str, float]:
         scopes = tuple(dict.fromkeys((*self._scopes, *challenge.scope.split())))
-        realm = httpx.URL(challenge.realm)
+        realm = httpx2.URL(challenge.realm)
         call = Call(method="POST" if _has_identity(credential) else "GET", what="a token", where=realm.host)
         try:
             if credential is not None and credential.identity_token:

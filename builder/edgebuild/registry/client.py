@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from edgebuild.errors import RegistryError
 from edgebuild.oci import descriptor as media
@@ -285,7 +285,7 @@ def open_client(
         yield RegistryClient(transport)
 
 
-def _from(response: httpx.Response, offset_bytes: int) -> Iterator[bytes]:
+def _from(response: httpx2.Response, offset_bytes: int) -> Iterator[bytes]:
     """Yield the body from `offset_bytes` of the blob on, whatever part of it the server sends."""
     skip = offset_bytes
     if response.status_code == 206:

@@ -8,11 +8,11 @@ import socket
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
-import httpx
+import httpx2
 
 from edgebuild.errors import RegistryError
+from edgebuild.network import retry_after_s
 
 ERROR_BODY_BYTES = 64 << 10
 _SHOWN_CHARACTERS = 240
@@ -63,7 +63,7 @@ class TransientError(RegistryError):
         self.retry_after_s = retry_after_s
 
 
-def refusal(call: Call, response: httpx.Response, body: bytes, *, logged_in: bool) -> RegistryError:
+def refusal(call: Call, response: httpx2.Response, body: bytes, *, logged_in: bool) -> RegistryError:
     """Turn an unwelcome answer into an error.
 
     Args:
@@ -82,11 +82,11 @@ def refusal(call: Call, response: httpx.Response, body: bytes, *, logged_in: boo
     message = f"{call}: {': '.join(parts)}".rstrip()
     hint = _hint(call, status, codes, logged_in=logged_in)
     if status in _TRANSIENT_STATUSES:
-        return TransientError(message, hint=hint, retry_after_s=_retry_after_s(response))
+        return TransientError(message, hint=hint, retry_after_s=retry_after_s(response.headers))
     return RefusedError(message, hint=hint, status=status, codes=codes)
 
 
-def outage(call: Call, error: httpx.HTTPError) -> RegistryError:
+def outage(call: Call, error: httpx2.HTTPError) -> RegistryError:
     """Turn a failure to exchange messages into an error, by what caused it."""
     causes = tuple(_causes(error))
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
@@ -104,16 +104,16 @@ def outage(call: Call, error: httpx.HTTPError) -> RegistryError:
         return RegistryError(
             f"{call}: there is no such host", hint="check the registry's name and this machine's name server"
         )
-    if isinstance(error, httpx.ProxyError):
+    if isinstance(error, httpx2.ProxyError):
         return RegistryError(
             f"{call}: the proxy refused: {_shown(str(error))}",
             hint="check HTTPS_PROXY and its login, or name the registry in NO_PROXY",
         )
-    if isinstance(error, httpx.TimeoutException):
-        kind = "did not accept a connection" if isinstance(error, httpx.ConnectTimeout) else "did not answer"
+    if isinstance(error, httpx2.TimeoutException):
+        kind = "did not accept a connection" if isinstance(error, httpx2.ConnectTimeout) else "did not answer"
         return TransientError(f"{call}: it {kind} in time", hint=_NETWORK_HINT)
     told = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), "")
-    begun = "cannot connect" if isinstance(error, httpx.ConnectError) else "the connection broke"
+    begun = "cannot connect" if isinstance(error, httpx2.ConnectError) else "the connection broke"
     return TransientError(f"{call}: {begun}: {_shown(told or str(error))}", hint=_NETWORK_HINT)
 
 
@@ -182,20 +182,8 @@ _STATUS_HINTS = {
 }
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
-    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date that is measured against the answer's own."""
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(min(int(text), 1 << 20)) if len(text) < 10 else float(1 << 20)
-    try:
-        wait = parsedate_to_datetime(text) - parsedate_to_datetime(response.headers.get("Date", ""))
-    except (TypeError, ValueError):
-        return None
-    return max(0.0, wait.total_seconds())
-
-
-def _reason(response: httpx.Response) -> str:
-    return httpx.codes.get_reason_phrase(response.status_code)
+def _reason(response: httpx2.Response) -> str:
+    return httpx2.codes.get_reason_phrase(response.status_code)
 
 
 def _shown(text: str) -> str:

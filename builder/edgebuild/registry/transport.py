@@ -13,20 +13,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
+import httpx2
 
 from edgebuild.errors import RegistryError
+from edgebuild.network import RoutingTransport, is_loopback_host, tls_context
 from edgebuild.progress import Progress
 from edgebuild.registry.auth import Authorizer, parse_challenges
 from edgebuild.registry.credentials import find_credential
 from edgebuild.registry.faults import ERROR_BODY_BYTES, Call, TransientError, outage, refusal
-from edgebuild.registry.network import RoutingTransport, is_loopback_host, tls_context
 from edgebuild.registry.patience import Limits, Patience
 
 MANIFEST_BYTES = 4 << 20
+# Where Docker and podman look for the authority of one registry.
+_CERTIFICATE_FOLDERS = (Path("/etc/docker/certs.d"), Path("/etc/containers/certs.d"))
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HOPS = 5
 # More than one: a fresh token may be used up or revoked before it is seen.
@@ -88,8 +91,8 @@ class Answer:
     """
 
     status: int
-    headers: httpx.Headers
-    url: httpx.URL
+    headers: httpx2.Headers
+    url: httpx2.URL
     body: bytes
 
 
@@ -119,22 +122,23 @@ class Transport:
             mount_from: Another repository of the registry that blobs may be mounted from, or "".
 
         Raises:
-            RegistryError: Certificates cannot be read.
-            UsageError: A proxy variable is no address.
+            ToolError: Certificates cannot be read, or a proxy variable is no address.
         """
         self.registry = registry
         self.repository = repository
         self.limits = limits
         self.closing = threading.Event()
         self._progress = progress
-        host = httpx.URL(f"//{registry}").host
+        host = httpx2.URL(f"//{registry}").host
         self.base = (
             f"{'http' if is_loopback_host(host) else 'https'}://{_API_HOSTS.get(registry, registry)}/v2/"
         )
-        self._origin = _origin(httpx.URL(self.base))
-        self._client = httpx.Client(
-            transport=RoutingTransport(environment, tls_context(environment, registry)),
-            timeout=httpx.Timeout(limits.idle_s, connect=limits.connect_s, pool=None),
+        self._origin = _origin(httpx2.URL(self.base))
+        self._client = httpx2.Client(
+            transport=RoutingTransport(
+                environment, tls_context(environment, authorities=_own_authorities(registry))
+            ),
+            timeout=httpx2.Timeout(limits.idle_s, connect=limits.connect_s, pool=None),
             headers={"User-Agent": "edgebuild", "Accept-Encoding": "identity"},
             follow_redirects=False,
             trust_env=False,
@@ -221,7 +225,7 @@ class Transport:
         return Answer(status=response.status_code, headers=response.headers, url=response.url, body=body)
 
     @contextmanager
-    def open(self, request: Request) -> Iterator[httpx.Response]:
+    def open(self, request: Request) -> Iterator[httpx2.Response]:
         """Send a request once and hand out the answer with its body unread; read it with `iter_raw`.
 
         Raises:
@@ -233,13 +237,13 @@ class Transport:
                 yield response
             finally:
                 response.close()
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise outage(request.call, error) from error
-        except (httpx.InvalidURL, httpx.StreamError) as error:
+        except (httpx2.InvalidURL, httpx2.StreamError) as error:
             raise RegistryError(f"{request.call}: {error}", hint="the registry's answer is broken") from error
 
-    def _exchange(self, request: Request) -> httpx.Response:
-        url, hops, challenged = httpx.URL(request.url), 0, 0
+    def _exchange(self, request: Request) -> httpx2.Response:
+        url, hops, challenged = httpx2.URL(request.url), 0, 0
         while True:
             self._check_allowed(url, request.call)  # 1.
             is_ours = _origin(url) == self._origin
@@ -264,25 +268,25 @@ class Transport:
                 continue
             raise self._refusal(request, response, self._drain(response), authorization)  # 5.
 
-    def target(self, base: httpx.URL, location: str) -> httpx.URL:
+    def target(self, base: httpx2.URL, location: str) -> httpx2.URL:
         """Resolve a Location header. Our own host stays on the scheme that we reached it by.
 
         Registries behind a proxy that ends TLS often write "http" there, not knowing better.
         """
         url = base.join(location)
-        ours = httpx.URL(self.base)
+        ours = httpx2.URL(self.base)
         if url.host == ours.host and url.scheme == "http" and ours.scheme == "https":
             url = url.copy_with(scheme="https", port=ours.port if url.port in {80, None} else url.port)
         return url
 
     def _refusal(
-        self, request: Request, response: httpx.Response, body: bytes, authorization: str
+        self, request: Request, response: httpx2.Response, body: bytes, authorization: str
     ) -> RegistryError:
         return refusal(
             request.call, response, body, logged_in=bool(authorization) and self._authorizer.logged_in
         )
 
-    def _send(self, request: Request, url: httpx.URL, authorization: str) -> httpx.Response:
+    def _send(self, request: Request, url: httpx2.URL, authorization: str) -> httpx2.Response:
         headers = dict(request.headers)
         if authorization:
             headers["Authorization"] = authorization
@@ -290,7 +294,7 @@ class Transport:
         if request.body is not None:
             headers["Content-Length"] = str(request.body.size_bytes)
             content = request.body.chunks()
-        timeout = httpx.Timeout(
+        timeout = httpx2.Timeout(
             self.limits.idle_s,
             connect=self.limits.connect_s,
             read=request.answer_s or self.limits.idle_s,
@@ -313,7 +317,7 @@ class Transport:
             headers=headers,
             body=Body.of_bytes(body) if body else None,
         )
-        target = httpx.URL(url)
+        target = httpx2.URL(url)
         self._check_allowed(target, call)
         response = self._send(request, target, "")
         try:
@@ -324,7 +328,7 @@ class Transport:
         finally:
             response.close()
 
-    def _check_allowed(self, url: httpx.URL, call: Call) -> None:
+    def _check_allowed(self, url: httpx2.URL, call: Call) -> None:
         if url.scheme == "https" or (url.scheme == "http" and is_loopback_host(url.host)):
             return
         raise RegistryError(
@@ -332,7 +336,7 @@ class Transport:
             hint="plain HTTP is for registries on this machine only; ask the registry's operator to mend its addresses",
         )
 
-    def _read(self, response: httpx.Response, call: Call, *, cap_bytes: int) -> bytes:
+    def _read(self, response: httpx2.Response, call: Call, *, cap_bytes: int) -> bytes:
         """Read a small body, with an end to its size and to its time."""
         until_s = time.monotonic() + self.limits.deadline_s
         body = bytearray()
@@ -347,7 +351,7 @@ class Transport:
                 raise TransientError(f"{call}: the answer did not end within {self.limits.deadline_s:.0f} s")
         return bytes(body)
 
-    def _drain(self, response: httpx.Response) -> bytes:
+    def _drain(self, response: httpx2.Response) -> bytes:
         """Read the beginning of a body that only explains a refusal, and be done with the answer."""
         body = bytearray()
         try:
@@ -355,12 +359,18 @@ class Transport:
                 body += chunk
                 if len(body) >= ERROR_BODY_BYTES:
                     break
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             pass  # the status is known, and it is what counts
         finally:
             response.close()
         return bytes(body[:ERROR_BODY_BYTES])
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
+def _origin(url: httpx2.URL) -> tuple[str, str, int]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+
+
+def _own_authorities(registry: str) -> tuple[Path, ...]:
+    return tuple(
+        path for folder in _CERTIFICATE_FOLDERS for path in sorted((folder / registry).glob("*.crt"))
+    )

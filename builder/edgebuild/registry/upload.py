@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from edgebuild.errors import RegistryError, ToolError
 from edgebuild.oci.blob import Blob
@@ -46,7 +46,7 @@ class Session:
         is_fresh: Whether nothing was sent to it yet.
     """
 
-    url: httpx.URL
+    url: httpx2.URL
     offset_bytes: int
     chunk_bytes: int
     is_fresh: bool
@@ -308,8 +308,8 @@ class Upload:
 
 
 def _next_url(
-    transport: Transport, request: Request, answer: Answer, default: httpx.URL | None = None
-) -> httpx.URL:
+    transport: Transport, request: Request, answer: Answer, default: httpx2.URL | None = None
+) -> httpx2.URL:
     location = answer.headers.get("Location", "")
     if location:
         return transport.target(answer.url, location)

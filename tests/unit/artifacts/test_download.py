@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgebuild.artifacts.download import Patience, Wanted, download
-from edgebuild.artifacts.network import Stop
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
+from edgebuild.network import Stop
 from edgebuild.oci.digest import Digest
 from tests.unit.artifacts.file_server import FileServer, Page
 from tests.unit.artifacts.telling import Told

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from edgebuild.artifacts.pypi import (
@@ -35,7 +35,7 @@ def test_json_page_with_relative_and_absolute_addresses(server: FileServer) -> N
     server.pages["/simple/my-project/"] = json_page(
         ("a.whl", "../../files/a.whl", A, 5), ("b.whl", "https://elsewhere.test/b.whl", B, None)
     )
-    with httpx.Client() as client:
+    with httpx2.Client() as client:
         files = list_files("My.Project", urls=(f"{server.url}/simple/",), client=client)
     assert files == (
         IndexFile(url=f"{server.url}/files/a.whl", file="a.whl", sha256=A, size_bytes=5),
@@ -46,7 +46,7 @@ def test_json_page_with_relative_and_absolute_addresses(server: FileServer) -> N
 def test_html_page(server: FileServer) -> None:
     page = f'<html><body><a href="/files/a%2Blocal.whl#sha256={A}">x</a><a href="b.zip#md5=1">b</a></body></html>'
     server.pages["/simple/p/"] = Page(page.encode(), content_type="text/html; charset=utf-8")
-    with httpx.Client() as client:
+    with httpx2.Client() as client:
         files = list_files("p", urls=(f"{server.url}/simple/",), client=client)
     assert files == (
         IndexFile(url=f"{server.url}/files/a%2Blocal.whl", file="a+local.whl", sha256=A, size_bytes=0),
@@ -58,7 +58,7 @@ def test_file_is_found_in_whichever_index_has_it(server: FileServer) -> None:
     server.pages["/one/p/"] = json_page(("p-1.whl", "p-1.whl", B, 1))
     server.pages["/two/p/"] = json_page(("p-1.whl", "p-1.whl", A, 1))
     urls = (f"{server.url}/none/", f"{server.url}/one/", f"{server.url}/two/")
-    with httpx.Client() as client:
+    with httpx2.Client() as client:
         found = find_file("p", file="p-1.whl", sha256=A, urls=urls, client=client)
         assert found.url == f"{server.url}/two/p/p-1.whl"
         with pytest.raises(ToolError, match=r"no package index has p-1\.whl") as caught:
@@ -80,13 +80,13 @@ def test_file_is_found_in_whichever_index_has_it(server: FileServer) -> None:
 def test_broken_index_is_one_clear_error(server: FileServer, page: Page) -> None:
     server.pages["/p/"] = page
     url = server.url.replace("http://", "http://user:secret@") + "/"
-    with httpx.Client() as client, pytest.raises(ToolError, match="the package index") as caught:
+    with httpx2.Client() as client, pytest.raises(ToolError, match="the package index") as caught:
         list_files("p", urls=(url,), client=client)
     assert "secret" not in caught.value.message
 
 
 def test_index_that_does_not_answer() -> None:
-    with httpx.Client() as client, pytest.raises(ToolError, match="does not answer"):
+    with httpx2.Client() as client, pytest.raises(ToolError, match="does not answer"):
         list_files("p", urls=("http://127.0.0.1:9/",), client=client)
 
 

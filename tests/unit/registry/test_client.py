@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgebuild.errors import RegistryError, UsageError
+from edgebuild.errors import RegistryError, ToolError
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.descriptor import INDEX, MANIFEST, Descriptor
 from edgebuild.oci.digest import Digest
@@ -284,5 +284,5 @@ def test_proxy_is_asked_for_others(double: Double, progress: Recorder) -> None:
 
 @pytest.mark.parametrize("proxy", ["socks5://h:1", "http://", "http://h:port"])
 def test_proxy_that_is_none(double: Double, sink_of: OpenSink, proxy: str) -> None:
-    with pytest.raises(UsageError, match="HTTPS_PROXY is not the address of an HTTP proxy"):
+    with pytest.raises(ToolError, match="HTTPS_PROXY is not the address of an HTTP proxy"):
         sink_of(double, environment={"HTTPS_PROXY": proxy})

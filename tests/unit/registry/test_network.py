@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgebuild.errors import RegistryError
+from edgebuild.errors import RegistryError, ToolError
+from edgebuild.network import is_loopback_host, proxy_for
 from edgebuild.oci.reference import Reference
 from edgebuild.progress import SilentProgress
 from edgebuild.registry.client import open_client
-from edgebuild.registry.network import is_loopback_host, proxy_for
 from edgebuild.registry.transport import Transport
 from tests.unit.registry.conftest import FAST
 from tests.unit.registry.double import Double
@@ -48,7 +48,7 @@ PROXIES = {"HTTPS_PROXY": "http://secure:1", "http_proxy": "http://plain:2"}
     ],
 )
 def test_choice_of_a_proxy(url: str, no_proxy: str, expected: str) -> None:
-    assert proxy_for(httpx.URL(url), {**PROXIES, "NO_PROXY": no_proxy}) == expected
+    assert proxy_for(httpx2.URL(url), {**PROXIES, "NO_PROXY": no_proxy}) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_location_of_a_registry_that_does_not_know_its_scheme(location: str, exp
     with Transport(
         "r.example:5000", "a", actions="pull", environment={}, progress=SilentProgress(), limits=FAST
     ) as transport:
-        assert str(transport.target(httpx.URL("https://r.example:5000/v2/a/y"), location)) == expected
+        assert str(transport.target(httpx2.URL("https://r.example:5000/v2/a/y"), location)) == expected
 
 
 class _TlsHandler(BaseHTTPRequestHandler):
@@ -181,7 +181,7 @@ def test_authority_from_the_environment(tls_port: int, certificate: tuple[Path, 
 
 
 def test_authority_that_cannot_be_read(tls_port: int, tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"trusted certificates cannot be read from .*nothing"):
+    with pytest.raises(ToolError, match=r"trusted certificates cannot be read from .*nothing"):
         read_over_tls(tls_port, {"SSL_CERT_FILE": str(tmp_path / "nothing")})
 
 
