@@ -7,7 +7,7 @@ from edgebuild import __version__
 from edgebuild.canonical import pretty_json
 from edgebuild.fit import format_bytes
 from edgebuild.oci.digest import Digest
-from edgebuild.plan import ENGINE_FOLDER, BuildPlan
+from edgebuild.plan import ENGINE_FOLDER, STATE_FOLDER, BuildPlan
 
 
 def make_contents(
@@ -54,6 +54,7 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
         "server": {
             "host": "0.0.0.0",  # noqa: S104 - inside a container, whose network decides who reaches it
             "port": profile.server.port,
+            "state_dir": STATE_FOLDER,
             "limits": {
                 "body_bytes": limits.body,
                 "prompt_tokens": min(limits.prompt_tokens or context, context - 1),

@@ -17,6 +17,8 @@ VERSION_EPOCH_S = 1_795_392_000  # 2026-11-23
 USER = "10001:10001"
 MODELS_FOLDER = "models"
 ENGINE_FOLDER = "/opt/edge/engine"
+# In the root file system an empty folder; a device mounts a volume there if the server shall keep anything.
+STATE_FOLDER = "/var/lib/edge"
 PREFIXES: Mapping[Role, str] = {
     Role.ROOTFS: "",
     Role.PYTHON_DEPS: "opt/edge/deps",

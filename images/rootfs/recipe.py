@@ -23,6 +23,8 @@ from trees import settle_modes
 
 _USER_LINE = "edge:x:10001:10001:edgebuild service:/nonexistent:/usr/sbin/nologin\n"
 _GROUP_LINE = "edge:x:10001:\n"
+# Where a device mounts the volume of the server's state.
+_STATE = "var/lib/edge"
 # First match wins; "-" leaves out, "+" keeps. Names have no leading slash; "*" also matches "/".
 _RULES = (
     "+ usr/share/doc/*/copyright",
@@ -96,7 +98,8 @@ def build(arguments: Arguments) -> None:
     say("compile bytecode of the standard library")
     compile_tree(arguments.tools("toolchain"), root / "usr/lib/python3.13", prefix="/usr/lib/python3.13")
     settle_modes(root)
-    for folder, mode in (("tmp", 0o1777), ("var/tmp", 0o1777), ("root", 0o700)):
+    (root / _STATE).mkdir(parents=True, exist_ok=True)
+    for folder, mode in (("tmp", 0o1777), ("var/tmp", 0o1777), (_STATE, 0o1777), ("root", 0o700)):
         (root / folder).chmod(mode)
     check_libraries(root, arguments.machine)
 

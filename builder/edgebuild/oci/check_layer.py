@@ -17,7 +17,7 @@ _READ_BYTES = 1 << 17  # tarfile and zlib copy what is left of a piece for every
 _BLOCK_BYTES = 512
 _PAX_LIMIT_BYTES = 1 << 20
 _PAX_KEYS = frozenset({"path", "linkpath", "size"})
-_SPECIAL_MODES = {"root": 0o700, "tmp": 0o1777, "var/tmp": 0o1777}
+_SPECIAL_MODES = {"root": 0o700, "tmp": 0o1777, "var/tmp": 0o1777, "var/lib/edge": 0o1777}
 _KINDS = {tarfile.REGTYPE: "file", tarfile.SYMTYPE: "link", tarfile.DIRTYPE: "directory"}
 _NUMBERS = {"mode": 100, "uid": 108, "gid": 116, "size": 124, "mtime": 136}
 

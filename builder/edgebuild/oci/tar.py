@@ -35,7 +35,8 @@ _BLOCK_BYTES = 512
 ARCHIVE_END = bytes(2 * _BLOCK_BYTES)
 _FIELD_BYTES = 100  # of name and linkname in a ustar header
 _OCTAL_SIZE_LIMIT = 8**11  # 8 GiB: what eleven octal digits cannot hold
-_MODES = {b"root": 0o700, b"tmp": 0o1777, b"var/tmp": 0o1777}
+# A new named volume takes over the mode of the folder that it is mounted on: so the server, not root, can write there.
+_MODES = {b"root": 0o700, b"tmp": 0o1777, b"var/tmp": 0o1777, b"var/lib/edge": 0o1777}
 # RFC 1952: magic, deflate, no flags (so no name), mtime 0, no extra flags, operating system unknown.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 

@@ -112,6 +112,11 @@ class ServerSettings:
         high=3600,
         env="EDGE_DRAIN_S",
     )
+    state_dir: str = _text(
+        "",
+        "Folder of what outlives a restart, a mounted volume in an image; empty: nothing is kept",
+        env="EDGE_STATE_DIR",
+    )
     limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
 
 

@@ -98,7 +98,10 @@ def snapshot(folder: Path) -> dict[str, object]:
 
 
 def test_entries_are_normalised(tmp_path: Path) -> None:
-    tree = write_tree(tmp_path / "tree", {"run": b"x", "data": b"y", "d/e": b"", "tmp": None, "root": None})
+    tree = write_tree(
+        tmp_path / "tree",
+        {"run": b"x", "data": b"y", "d/e": b"", "tmp": None, "root": None, "var/lib/edge": None},
+    )
     (tree / "run").chmod(0o6711)
     (tree / "data").chmod(0o602)
     (tree / "d").chmod(0o2700)
@@ -111,6 +114,9 @@ def test_entries_are_normalised(tmp_path: Path) -> None:
         "root": "700",
         "run": "755",
         "tmp": "1777",
+        "var": "755",
+        "var/lib": "755",
+        "var/lib/edge": "1777",
     }
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in found.values()} == {
         (LAYER_EPOCH_S, 0, 0, "", "")

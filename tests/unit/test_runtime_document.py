@@ -1,0 +1,37 @@
+"""The one file in which edgebuild and the server meet: what the builder writes, the server takes."""
+
+from pathlib import Path
+
+import pytest
+
+from edgebuild.contents import make_contents
+from edgebuild.model_spec import ModelSpec
+from edgebuild.oci.digest import Digest
+from edgebuild.plan import STATE_FOLDER, ModelOrigin, make_plan
+from edgebuild.profile import DeviceProfile, load_profile, profile_names
+from edgeserve.config import load_config
+from edgeserve.settings import Runtime
+
+_MODEL = ModelSpec(
+    name="small", file_name="small.Q8_0.gguf", architecture="llama", quantization="Q8_0", licence="", parameters=10**8,
+    matrix_parameters=10**8, file_bytes=10**8, layers=16, kv_heads=(8,) * 16, heads=32, key_length=64, value_length=64,
+    embedding=2048, feed_forward=8192, vocabulary=32000, context_trained=131_072, has_chat_template=True,
+)  # fmt: skip
+_ORIGIN = ModelOrigin(source="small.gguf", source_quantization="Q8_0", quantized_by="")
+
+
+def _runtime(profile: DeviceProfile, folder: Path) -> Runtime:
+    plan = make_plan(profile, _MODEL, _ORIGIN, epoch_s=0)
+    contents = make_contents(plan, model_digest=Digest.of(b"model"), before=b"", after=bytes(512))
+    path = folder / "runtime.json"
+    path.write_bytes(contents["etc/edgebuild/runtime.json"])
+    return load_config({"EDGE_RUNTIME": str(path)}, {})
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_the_server_takes_what_is_built(name: str, tmp_path: Path) -> None:
+    profile = load_profile(name, working_directory=tmp_path)
+    runtime = _runtime(profile, tmp_path)
+    assert runtime.profile == name
+    assert runtime.server.port == profile.server.port
+    assert runtime.server.state_dir == STATE_FOLDER
