@@ -7,8 +7,8 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Stop(threading.Event):
         super().__init__()
         self._guard = threading.Lock()
         self._ends: list[socket.socket] = []
+        self._children: list[Stop] = []
 
     def set(self) -> None:
         """End every connection, and those that are still being made when they are."""
@@ -38,11 +39,31 @@ class Stop(threading.Event):
         with self._guard:
             for end in self._ends:
                 _shut_down(end)
+            children = tuple(self._children)
+        for child in children:
+            child.set()
 
     def close(self) -> None:
         """Forget the connections."""
-        for end in self._ends:
-            end.close()
+        with self._guard:
+            for end in self._ends:
+                end.close()
+            self._ends.clear()
+
+    @contextmanager
+    def child(self) -> Iterator["Stop"]:
+        """Give a stop of its own to a part of the work; it is set with this one, not the other way round."""
+        child = Stop()
+        with self._guard:
+            self._children.append(child)
+        if self.is_set():
+            child.set()
+        try:
+            yield child
+        finally:
+            with self._guard:
+                self._children.remove(child)
+            child.close()
 
     def watch(self, request: httpx2.Request) -> None:
         """Learn of the connections that a request opens; a hook of httpx2."""
@@ -64,12 +85,15 @@ def _shut_down(end: socket.socket) -> None:
         end.shutdown(socket.SHUT_RDWR)
 
 
-def make_client(environment: Mapping[str, str], *, stop: Stop | None = None) -> httpx2.Client:
-    """Make an HTTP client that follows redirects.
+def make_client(
+    environment: Mapping[str, str], *, stop: Stop | None = None, idle_s: float = IDLE_S
+) -> httpx2.Client:
+    """Make an HTTP client that follows redirects; of headers, another server than the one asked sees no Authorization.
 
     Args:
         environment: The host's.
         stop: Ends its connections from another thread.
+        idle_s: Seconds without a byte in either direction after which a connection counts as dead.
 
     Raises:
         ToolError: A certificate file or a proxy's address is no good.
@@ -78,7 +102,7 @@ def make_client(environment: Mapping[str, str], *, stop: Stop | None = None) -> 
         transport=RoutingTransport(environment, tls_context(environment)),
         trust_env=False,
         follow_redirects=True,
-        timeout=httpx2.Timeout(IDLE_S, connect=CONNECT_S),
+        timeout=httpx2.Timeout(idle_s, connect=min(CONNECT_S, idle_s)),
         headers={"User-Agent": "edgebuild"},
         event_hooks={"request": [stop.watch] if stop else []},
     )

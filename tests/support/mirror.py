@@ -153,11 +153,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status or 404, b"", len(b""))
             return
         body = content if fault.body is None else fault.body
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first or 0), int(last) + 1 if last else len(body)
         if start >= len(body) and start:
             self._answer(416, b"", 0)
             return
-        self._send(body, start, fault)
+        self._send(body, start, min(end, len(body)), fault)
 
     def _content(self) -> bytes | None:
         path = self.path.replace("%2B", "+").replace("%2b", "+").replace("%25", "%").replace("%7E", "~")
@@ -181,10 +182,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _send(self, body: bytes, start: int, fault: Fault) -> None:
-        rest = body[start:]
-        partial = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
-        self._answer(206 if start else 200, b"", len(rest), partial if start else None)
+    def _send(self, body: bytes, start: int, end: int, fault: Fault) -> None:
+        rest = body[start:end]
+        partial = {"Content-Range": f"bytes {start}-{end - 1}/{len(body)}"}
+        is_part = len(rest) < len(body)
+        self._answer(206 if is_part else 200, b"", len(rest), partial if is_part else None)
         sent = 0
         for limit in (fault.cut_after, fault.stall_after):
             if limit is not None:

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import StoreError
@@ -117,14 +118,20 @@ class Seal:
             return None
 
 
-def make_seal(folder: Path) -> Seal:
-    """Describe every path below `folder`, hashing all files.
+def make_seal(folder: Path, *, hashed: Mapping[str, Digest] = MappingProxyType({})) -> Seal:
+    """Describe every path below `folder`, hashing all files but those that were hashed as they were written.
+
+    Args:
+        folder: The entry's folder.
+        hashed: sha256 of such files, by name relative to the folder.
 
     Raises:
         OSError: Something cannot be read.
         StoreError: There is a device, pipe or socket.
     """
-    return Seal(_entry_name(folder), {name: _describe(folder / name) for name in _names(folder)})
+    return Seal(
+        _entry_name(folder), {name: _describe(folder / name, hashed.get(name)) for name in _names(folder)}
+    )
 
 
 def _entry_name(folder: Path) -> str:
@@ -192,7 +199,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _describe(path: Path) -> SealedPath:
+def _describe(path: Path, known: Digest | None = None) -> SealedPath:
     status = path.lstat()
     if stat.S_ISDIR(status.st_mode):
         return SealedPath(kind="folder", executable=False, content="", stamp=None)
@@ -203,7 +210,7 @@ def _describe(path: Path) -> SealedPath:
     return SealedPath(
         kind="file",
         executable=bool(status.st_mode & 0o100),
-        content=hash_file(path).hex,
+        content=(known or hash_file(path)).hex,
         stamp=Stamp.of(path),
     )
 

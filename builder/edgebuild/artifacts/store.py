@@ -13,10 +13,11 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from edgebuild.artifacts.files import (
     discard,
@@ -100,13 +101,21 @@ class Store:
                 os.utime(seal_path)
             return folder
 
-    def make(self, kind: str, key: Digest, build: Callable[[Path], None]) -> Path:
+    def make(
+        self,
+        kind: str,
+        key: Digest,
+        build: Callable[[Path], None],
+        *,
+        hashed: Mapping[str, Digest] = MappingProxyType({}),
+    ) -> Path:
         """Return the entry, built now if it is not there.
 
         Args:
             kind: One of `KINDS`.
             key: Digest of everything that the content depends on.
             build: Fills an empty folder. When it raises, nothing remains.
+            hashed: sha256 of files that `build` compares while it writes them, by name; they are not read again.
 
         Raises:
             StoreError: The disk is full, or the store cannot be written.
@@ -130,7 +139,7 @@ class Store:
                 temporary = self._temporary(f"{kind}-{key.hex}")
                 try:
                     build(temporary)
-                    _seal_entry(temporary, folder)
+                    _seal_entry(temporary, folder, hashed)
                 finally:
                     discard(temporary)
         return folder
@@ -365,11 +374,11 @@ class Store:
             raise store_fault(self.root, error) from error
 
 
-def _seal_entry(temporary: Path, folder: Path) -> None:
+def _seal_entry(temporary: Path, folder: Path, hashed: Mapping[str, Digest]) -> None:
     temporary.rename(folder)
     try:
         # After the rename, since the seal holds what the file system says now. Files below a renamed folder keep theirs.
-        write_atomically(_seal_of(folder), make_seal(folder).to_json())
+        write_atomically(_seal_of(folder), make_seal(folder, hashed=hashed).to_json())
     except BaseException:
         # On a full disk, an entry that nobody can use must not hold the room that it takes.
         remove_tree(folder)

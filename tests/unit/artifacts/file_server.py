@@ -1,7 +1,7 @@
 """A loopback web server that misbehaves on demand."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +18,10 @@ class Page:
         failures: Statuses answered first, one a request.
         cuts: Number of bytes after which each of the next answers breaks off.
         refuse: A status answered always, or 0.
+        redirect: Where to go instead, or "".
+        headers: Sent with every answer.
+        stalls: Number of bytes after which each of the next answers says nothing more until the server ends.
+        lives: Answers after which it is refused with 403, or -1.
     """
 
     body: bytes
@@ -26,47 +30,99 @@ class Page:
     failures: list[int] = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     refuse: int = 0
+    redirect: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    stalls: list[int] = field(default_factory=list)
+    lives: int = -1
 
 
 class FileServer:
-    """Serves pages and remembers what was asked."""
+    """Serves pages and remembers what was asked.
+
+    Attributes:
+        pages: By path.
+        asked: Path and Range of every request.
+        authorizations: Their Authorization.
+        most_at_once: Answers that were under way at the same time.
+        on_gone: Called when a page's lives are over.
+    """
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
         self.asked: list[tuple[str, str]] = []
+        self.authorizations: list[str] = []
         self.url = ""
+        self.most_at_once = 0
+        self.on_gone: Callable[[], None] = lambda: None
+        self.ended = threading.Event()
+        self._guard = threading.Lock()
+        self._under_way = 0
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        self.asked.append((handler.path, handler.headers.get("Range", "")))
-        page = self.pages.get(handler.path)
-        if page is None or page.refuse or page.failures:
-            status = 404 if page is None else page.refuse or page.failures.pop(0)
-            handler.send_response(status)
-            handler.send_header("Content-Length", "0")
-            handler.end_headers()
-            return
-        start = 0
-        asked = handler.headers.get("Range", "")
-        if asked and page.ranges:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(page.body):
-                handler.send_response(416)
-                handler.send_header("Content-Length", "0")
-                handler.end_headers()
-                return
-            handler.send_response(206)
-            handler.send_header("Content-Range", f"bytes {start}-{len(page.body) - 1}/{len(page.body)}")
-        else:
-            handler.send_response(200)
-        rest = page.body[start:]
-        handler.send_header("Content-Type", page.content_type)
-        handler.send_header("Content-Length", str(len(rest)))
-        handler.end_headers()
-        if page.cuts:
-            handler.wfile.write(rest[: page.cuts.pop(0)])
+        with self._guard:
+            self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            self._answer(handler)
+        except ConnectionError:
             handler.close_connection = True
+        finally:
+            with self._guard:
+                self._under_way -= 1
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        page = self.pages.get(handler.path)
+        asked = handler.headers.get("Range", "")
+        with self._guard:
+            self.asked.append((handler.path, asked))
+            self.authorizations.append(handler.headers.get("Authorization", ""))
+            status = self._refusal(page)
+        if page is None or status:
+            _send_head(handler, status or 404, 0, page.headers if page else {})
+        elif page.redirect:
+            _send_head(handler, 302, 0, {"Location": page.redirect})
+        else:
+            self._send_page(handler, page, asked if page.ranges else "")
+
+    def _refusal(self, page: Page | None) -> int:
+        if page is None or page.refuse or page.failures:
+            return 404 if page is None else page.refuse or page.failures.pop(0)
+        if page.lives == 0:
+            self.on_gone()
+            return 403
+        page.lives -= 1
+        return 0
+
+    def _send_page(self, handler: BaseHTTPRequestHandler, page: Page, asked: str) -> None:
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        begin, end = int(first or 0), min(int(last) + 1 if last else len(page.body), len(page.body))
+        if asked and begin >= len(page.body):
+            _send_head(handler, 416, 0, {})
             return
+        headers = {"Content-Type": page.content_type, **page.headers}
+        if page.ranges:
+            headers["Accept-Ranges"] = "bytes"
+        if asked:
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(page.body)}"
+        _send_head(handler, 206 if asked else 200, end - begin, headers)
+        rest = memoryview(page.body)[begin:end]
+        for ends in (page.cuts, page.stalls):
+            if ends:
+                handler.wfile.write(rest[: ends.pop(0)])
+                handler.close_connection = True
+                if ends is page.stalls:
+                    self.ended.wait()
+                return
         handler.wfile.write(rest)
+
+
+def _send_head(
+    handler: BaseHTTPRequestHandler, status: int, size_bytes: int, headers: Mapping[str, str]
+) -> None:
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(size_bytes), **headers}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
 
 
 @contextmanager
@@ -74,19 +130,28 @@ def file_server() -> Iterator[FileServer]:
     server = FileServer()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             server.answer(self)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listener = _Listener(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{listener.server_address[1]}"
-    thread = threading.Thread(target=listener.serve_forever)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield server
     finally:
+        server.ended.set()
         listener.shutdown()
         thread.join()
         listener.server_close()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    # Waits for no connection that a client holds open.
+    block_on_close = False

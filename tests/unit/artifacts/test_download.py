@@ -4,19 +4,22 @@ import os
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgebuild.artifacts.download import Patience, Wanted, download
+from edgebuild.artifacts.download import PIECES_FROM_BYTES, Patience, Wanted, download
+from edgebuild.artifacts.pieces import PIECE_BYTES
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
 from edgebuild.network import Stop
 from edgebuild.oci.digest import Digest
-from tests.unit.artifacts.file_server import FileServer, Page
+from tests.unit.artifacts.file_server import FileServer, Page, file_server
 from tests.unit.artifacts.telling import Told
 
 BODY = os.urandom(3_000_000)
+LARGE = os.urandom(PIECES_FROM_BYTES + 5)
 QUICK = Patience(attempts=3, deadline_s=30, backoff_s=0.01)
 
 
@@ -165,3 +168,123 @@ def test_stop_ends_a_wait_and_keeps_what_arrived(server: FileServer, store: Stor
         watcher.join()
     (left,) = scratch(store)
     assert left.read_bytes() == BODY[:1_000_000]
+
+
+def read_bytes() -> int:
+    """Bytes that this process has read from files; what comes over sockets is not among them."""
+    lines = Path("/proc/self/io").read_text("ascii").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("rchar")))
+
+
+def pieces_asked(server: FileServer) -> set[str]:
+    return {asked for _, asked in server.asked if not asked.endswith("-")}
+
+
+def test_large_file_comes_by_several_connections_in_order(
+    server: FileServer, store: Store, told: Told
+) -> None:
+    server.pages["/f.whl"] = Page(LARGE)
+    assert fetch(server, store, told, wanted(server, LARGE)).read_bytes() == LARGE
+    begins = range(0, len(LARGE), PIECE_BYTES)
+    assert pieces_asked(server) - {""} == {
+        f"bytes={begin}-{min(begin + PIECE_BYTES, len(LARGE)) - 1}" for begin in begins
+    }
+    assert told.advanced_bytes == len(LARGE)
+    assert server.most_at_once > 1
+
+
+@pytest.mark.parametrize("body", [BODY, LARGE], ids=["small", "large"])
+def test_no_file_is_read_again_after_it_has_come(
+    server: FileServer, store: Store, told: Told, body: bytes
+) -> None:
+    server.pages["/f.whl"] = Page(body, cuts=[1_000_000])
+    before = read_bytes()
+    path = fetch(server, store, told, wanted(server, body))
+    assert read_bytes() - before < 500_000
+    assert store.find_download(Digest.of(body), "f.whl") == path
+    assert store.verify() == ()
+
+
+def test_large_file_of_unknown_size_from_where_an_earlier_run_stopped(
+    server: FileServer, store: Store, told: Told
+) -> None:
+    body = LARGE + BODY
+    server.pages["/f.whl"] = Page(body)
+    (store.scratch("partial") / Digest.of(body).hex).write_bytes(body[: len(BODY)])
+    assert fetch(server, store, told, wanted(server, body, size_bytes=0)).read_bytes() == body
+    assert server.asked[0] == ("/f.whl", f"bytes={len(BODY)}-")
+    assert f"bytes={len(BODY)}-{len(BODY) + PIECE_BYTES - 1}" in pieces_asked(server)
+
+
+def test_large_file_from_a_server_that_cuts(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(LARGE, cuts=[0, *[3_000_000] * 12])
+    assert fetch(server, store, told, wanted(server, LARGE)).read_bytes() == LARGE
+    assert told.advanced_bytes == len(LARGE)
+
+
+def test_large_file_from_a_server_without_parts(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(LARGE, ranges=False)
+    assert fetch(server, store, told, wanted(server, LARGE)).read_bytes() == LARGE
+    assert len(server.asked) == 1
+
+
+def test_large_file_from_a_server_that_promises_parts_and_gives_none(
+    server: FileServer, store: Store, told: Told
+) -> None:
+    server.pages["/f.whl"] = Page(LARGE, ranges=False, headers={"Accept-Ranges": "bytes"})
+    assert fetch(server, store, told, wanted(server, LARGE)).read_bytes() == LARGE
+
+
+def test_address_that_ends_its_life_is_asked_for_again(server: FileServer, store: Store, told: Told) -> None:
+    """Storage behind a hub is reached by an address that is good for minutes."""
+    server.pages["/f.whl"] = Page(b"", redirect=f"{server.url}/signed")
+    server.pages["/signed"] = Page(LARGE, lives=4)
+    server.on_gone = lambda: server.pages.update({"/signed": Page(LARGE)})
+    assert fetch(server, store, told, wanted(server, LARGE)).read_bytes() == LARGE
+    assert [path for path, _ in server.asked].count("/f.whl") == 2
+
+
+def test_authorization_goes_to_its_own_server_alone(server: FileServer, store: Store, told: Told) -> None:
+    with file_server() as storage:
+        server.pages["/f.whl"] = Page(b"", redirect=f"{storage.url}/signed")
+        storage.pages["/signed"] = Page(LARGE)
+        item = replace(wanted(server, LARGE), headers={"Authorization": "Bearer secret"})
+        assert fetch(server, store, told, item).read_bytes() == LARGE
+        assert set(server.authorizations) == {"Bearer secret"}
+        assert set(storage.authorizations) == {""}
+    assert "secret" not in repr(item)
+
+
+def test_wait_that_a_server_asks_for_is_heeded_or_named(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, failures=[429], headers={"Retry-After": "1"})
+    begin = time.monotonic()
+    fetch(server, store, told)
+    assert time.monotonic() - begin >= 1
+    server.pages["/g.whl"] = Page(BODY, refuse=429, headers={"Retry-After": "3600"})
+    item = replace(wanted(server), url=f"{server.url}/g.whl", digest=Digest.of(b"g"))
+    with pytest.raises(ToolError, match=r"429 .*asked to wait 3600 s"):
+        fetch(server, store, told, item)
+
+
+def test_server_that_says_nothing_more(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(BODY, stalls=[500_000])
+    patient = replace(QUICK, idle_s=0.5)
+    path = download(wanted(server), store=store, environment={}, progress=told, patience=patient)
+    assert path.read_bytes() == BODY
+    assert [asked for _, asked in server.asked] == ["", "bytes=500000-"]
+
+
+def test_redirect_that_leads_nowhere(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(b"", redirect="/f.whl")
+    with pytest.raises(ToolError, match="cannot be downloaded"):
+        fetch(server, store, told)
+
+
+def test_stop_ends_connections_that_wait(server: FileServer, store: Store, told: Told) -> None:
+    server.pages["/f.whl"] = Page(LARGE, cuts=[0], stalls=[5_000_000] * 9)
+    with closing(Stop()) as stop:
+        threading.Timer(0.5, stop.set).start()
+        begin = time.monotonic()
+        with pytest.raises(ToolError, match="was stopped"):
+            download(wanted(server, LARGE), store=store, environment={}, progress=told, stop=stop)
+        assert time.monotonic() - begin < 10

@@ -1,0 +1,121 @@
+"""A large file by several connections at once, handed out in order.
+
+Servers and paths often limit each connection, not the client. Pieces come out in order, so that they can be hashed and
+appended as they come and a broken download leaves a beginning of the file, never one with holes.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx2
+
+from edgebuild.network import Stop, make_client
+
+CONNECTIONS = 4
+PIECE_BYTES = 8 << 20
+# Pieces under way or waiting for their turn: all that is ever held in memory.
+_AHEAD = CONNECTIONS + 1
+
+
+class PieceError(Exception):
+    """A server that answered a piece with something else.
+
+    Attributes:
+        status: The HTTP status; 200 when it sent the whole file.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """What is fetched in pieces.
+
+    Attributes:
+        url: Where the file lies, after all redirects.
+        headers: Sent with every request.
+        begin: First byte wanted.
+        end: The file's length in bytes.
+        idle_s: Seconds without a byte after which a connection counts as dead.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    begin: int
+    end: int
+    idle_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What came of a piece, and why it was not all."""
+
+    chunks: list[bytes]
+    fault: Exception | None
+
+
+def fetch_pieces(spread: Spread, *, environment: Mapping[str, str], stop: Stop) -> Iterator[bytes]:
+    """Yield the bytes in order; what came of a piece before it broke is handed out before the fault.
+
+    Raises:
+        httpx2.TransportError: A connection broke, or was ended by `stop`.
+        PieceError: The server answered with something else than the piece.
+    """
+    with (
+        stop.child() as own,
+        make_client(environment, stop=own, idle_s=spread.idle_s) as client,
+        ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="piece") as pool,
+    ):
+        begins = iter(range(spread.begin, spread.end, PIECE_BYTES))
+        ahead: deque[Future[_Piece]] = deque()
+
+        def refill() -> None:
+            while len(ahead) < _AHEAD and (begin := next(begins, None)) is not None:
+                ahead.append(pool.submit(_fetch, spread, begin, client=client))
+
+        try:
+            refill()
+            while ahead:
+                piece = ahead.popleft().result()
+                yield from piece.chunks
+                if piece.fault is not None:
+                    raise piece.fault
+                refill()
+        finally:
+            # Whoever waits for bytes that nobody wants any more is woken.
+            if ahead:
+                own.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetch(spread: Spread, begin: int, *, client: httpx2.Client) -> _Piece:
+    chunks: list[bytes] = []
+    try:
+        for chunk in _stream(spread, begin, client=client):
+            chunks.append(chunk)  # noqa: PERF402 - what came before a fault is kept
+    except (httpx2.HTTPError, httpx2.StreamError, PieceError) as error:
+        return _Piece(chunks, error)
+    return _Piece(chunks, None)
+
+
+def _stream(spread: Spread, begin: int, *, client: httpx2.Client) -> Iterator[bytes]:
+    end = min(begin + PIECE_BYTES, spread.end)
+    headers = {**spread.headers, "Range": f"bytes={begin}-{end - 1}"}
+    with client.stream("GET", spread.url, headers=headers) as response:
+        if response.status_code != 206 or not starts_at(response, begin):
+            raise PieceError(response.status_code)
+        at = begin
+        for chunk in response.iter_raw():
+            at += len(chunk)
+            yield chunk
+    if at != end:
+        raise httpx2.RemoteProtocolError(f"a part has {at - begin} bytes, not {end - begin}")
+
+
+def starts_at(response: httpx2.Response, offset_bytes: int) -> bool:
+    """Check that a partial answer begins where it was asked to; RFC 9110, 14.4."""
+    return str(response.headers.get("content-range", "")).startswith(f"bytes {offset_bytes}-")
