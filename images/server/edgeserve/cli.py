@@ -1,4 +1,4 @@
-"""The command line: `serve`, `health`, `config`. Imports wait until a command needs them, for quick starts."""
+"""The command line: `serve`, `health`, `config`, `keys`. Imports wait until a command needs them, for quick starts."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
         from edgeserve import health  # noqa: PLC0415
 
         return health.main()
+    if options.command == "keys":
+        return _new_key(options.id)
     return _config(options)
 
 
@@ -63,7 +65,29 @@ def _parser() -> argparse.ArgumentParser:
         "config", parents=[shared], allow_abbrev=False, help="check the configuration and print it"
     )
     config.add_argument("--table", action="store_true", help="print the table of all keys instead")
+    keys = commands.add_parser("keys", allow_abbrev=False, help="make an API key")
+    new = keys.add_subparsers(dest="action", required=True).add_parser(
+        "new",
+        allow_abbrev=False,
+        help="print a new key on standard error and its line for the key file on standard output",
+    )
+    new.add_argument("--id", required=True, help="name of the client in limits, metrics and logs")
     return parser
+
+
+def _new_key(client_id: str) -> int:
+    """Print what is to be kept apart on two streams: `edgeserve keys new --id phone >> keys 2> phone.key`."""
+    from edgeserve.access.keys import make_key  # noqa: PLC0415
+    from edgeserve.access.watched import AccessError  # noqa: PLC0415
+
+    try:
+        key, line = make_key(client_id)
+    except AccessError as error:
+        sys.stderr.write(f"edgeserve: {error}\n")
+        return exits.USAGE
+    sys.stdout.write(line + "\n")
+    sys.stderr.write(key + "\n")
+    return exits.OK
 
 
 def _load(options: argparse.Namespace) -> Runtime | None:

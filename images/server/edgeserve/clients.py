@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """One client; `name` is the subject of its certificate or the id of its key, "anonymous" without either."""
+    """One client; `name` is "key:ID", "cert:NAME" or "anonymous", so that no certificate can pass for a key."""
 
     name: str
 

@@ -15,6 +15,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from edgeserve import __version__, exits
+from edgeserve.access.opening import Access, open_access
+from edgeserve.access.watched import AccessError, refresh_forever
 from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import Engine
 from edgeserve.http.app import PROBES, App
@@ -35,8 +37,9 @@ _LAST_PASS_S: Final = 2.0
 class Service:
     """One run of the server."""
 
-    def __init__(self, runtime: Runtime, log: Log) -> None:
+    def __init__(self, runtime: Runtime, access: Access, log: Log) -> None:
         self._runtime = runtime
+        self._access = access
         self._log = log
         self._started = time.monotonic()
         self._code = exits.OK
@@ -49,7 +52,9 @@ class Service:
             log=log,
             on_change=self._on_change,
         )
-        self._app = App(runtime, self._scheduler, log=log, observers=(RequestLog(log, quiet=PROBES),))
+        self._app = App(
+            runtime, self._scheduler, door=access.door, log=log, observers=(RequestLog(log, quiet=PROBES),)
+        )
         self._server: EdgeServer = make_server(
             self._app, shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S
         )
@@ -72,10 +77,13 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        refreshing = asyncio.create_task(refresh_forever(self._access.watched))
         self._scheduler.start()
         try:
             await self._server.serve(sockets=[listener])
         finally:
+            refreshing.cancel()
             self._server.abort_connections()
             if self._prompts is not None:
                 self._prompts.close()
@@ -117,6 +125,11 @@ class Service:
         self._server.stop_listening()
         asyncio.get_running_loop().call_later(self._runtime.server.drain_s, self._scheduler.abort)
 
+    def _on_hangup(self) -> None:
+        self._log.info("signal", name="SIGHUP")
+        for one in self._access.watched:
+            one.refresh(is_forced=True)
+
     def _log_start(self, port: int) -> None:
         runtime, limits = self._runtime, self._runtime.server.limits
         self._log.info(
@@ -137,9 +150,15 @@ class Service:
             request_s=limits.request_s,
             queue=limits.queue,
         )
-        self._log.warning(
-            "access", tls="off", keys="off", note="anyone who reaches this port can use the model"
-        )
+        self._log_access()
+
+    def _log_access(self) -> None:
+        keys = self._access.keys
+        fields: dict[str, object] = {"tls": "off", "keys": "off" if keys is None else len(keys.value)}
+        if keys is None:
+            self._log.warning("access", **fields, note="anyone who reaches this port can use the model")
+        else:
+            self._log.warning("access", **fields, note="keys and prompts cross the network in the clear")
 
     def _log_ready(self) -> None:
         facts, expected = self._scheduler.facts, self._runtime.engine.cpu_variant
@@ -169,8 +188,15 @@ def serve(runtime: Runtime) -> int:
     """
     log = Log()
     bridge_logging(log)
-    return asyncio.run(_serve(runtime, log))
+    try:
+        access = open_access(runtime.server.access, log)
+    except AccessError as error:
+        problem = str(error)
+    else:
+        return asyncio.run(_serve(runtime, access, log))
+    log.error("access", problem=problem)
+    return exits.ACCESS
 
 
-async def _serve(runtime: Runtime, log: Log) -> int:
-    return await Service(runtime, log).run()
+async def _serve(runtime: Runtime, access: Access, log: Log) -> int:
+    return await Service(runtime, access, log).run()

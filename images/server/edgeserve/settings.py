@@ -14,6 +14,8 @@ from typing import Any, Final
 SCHEMA_VERSION: Final = 1
 KV_TYPES: Final = ("f16", "q8_0", "q4_0")
 PREFIX: Final = "EDGE_"
+# Where a container's owner mounts what must not be in an image; used when it is there.
+KEYS_FILE: Final = "/run/edge/keys/keys"
 
 
 def _integer(default: int | None, doc: str, *, low: int, high: int, env: str = "") -> Any:
@@ -100,6 +102,22 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who may use the server."""
+
+    keys_file: str = _text(
+        KEYS_FILE,
+        "Hashes of the keys that clients need; none are needed while the file's folder is not there",
+        env="EDGE_KEYS_FILE",
+    )
+    require_key: bool = _flag(
+        default=False,
+        doc="Do not start without keys; every request needs one, with a client certificate too",
+        env="EDGE_REQUIRE_KEY",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """Where and for how long the server listens."""
 
@@ -117,6 +135,7 @@ class ServerSettings:
         "Folder of what outlives a restart, a mounted volume in an image; empty: nothing is kept",
         env="EDGE_STATE_DIR",
     )
+    access: AccessSettings = _section(AccessSettings, "Who may use the server")  # noqa: RUF009 - makes a field
     limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from edgeserve.access.door import Door
 from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.errors import ApiError, not_serving
 from edgeserve.http.answer import send_answer
@@ -32,10 +33,17 @@ class App:
     """The ASGI application; until `open` it refuses requests that generate."""
 
     def __init__(
-        self, runtime: Runtime, scheduler: Scheduler, *, log: Log, observers: Sequence[Observer]
+        self,
+        runtime: Runtime,
+        scheduler: Scheduler,
+        *,
+        door: Door,
+        log: Log,
+        observers: Sequence[Observer],
     ) -> None:
         self._runtime = runtime
         self._scheduler = scheduler
+        self._door = door
         self._log = log
         self._observers = tuple(observers)
         self._generator: Generator | None = None
@@ -82,6 +90,11 @@ class App:
                 observer.on_request(record)
 
     async def _dispatch(self, exchange: Exchange, record: Record) -> None:
+        if exchange.path not in PROBES:
+            # Before all else: who may not use the server learns nothing of its routes either.
+            record.client = self._door.admit(
+                certified=exchange.certified, authorization=exchange.header("authorization")
+            )
         route = self._routes.get(exchange.path)
         if route is None:
             raise self._unknown_path(exchange.path)

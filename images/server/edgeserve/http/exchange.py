@@ -27,6 +27,9 @@ class ClientGoneError(Exception):
 class Connection(Protocol):
     """What the server's protocol class puts into the scope's state."""
 
+    certified: str | None
+    """Name in the client's verified certificate."""
+
     def abort(self) -> None:
         """Close the connection at once, whatever has not been sent."""
 
@@ -45,6 +48,11 @@ class Exchange:
         self._connection: Connection | None = scope.get("state", {}).get("connection")
         self._receive = receive
         self._send = send
+
+    @property
+    def certified(self) -> str | None:
+        """Name in the verified certificate of the connection, None without one."""
+        return None if self._connection is None else self._connection.certified
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header; `name` in lower case."""

@@ -24,6 +24,7 @@ class EdgeProtocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, "connection": self}
+        self.certified: str | None = None
 
     def abort(self) -> None:
         """Close at once, whatever has not been sent."""

@@ -1,0 +1,1 @@
+"""Who may use the server: keys, certificates, and the files that they come from."""
