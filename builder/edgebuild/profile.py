@@ -122,7 +122,19 @@ class Limits(Section):
     )
     output_tokens: int = Field(default=512, ge=1, description="Most tokens generated for one request")
     request_s: int = Field(default=120, ge=1, le=86400, description="Seconds after which a request is ended")
-    queue: int = Field(default=16, ge=0, le=10000, description="Requests that may wait for a slot")
+    first_token_s: int = Field(
+        default=0,
+        ge=0,
+        le=86400,
+        description="Seconds after which a request without a token is ended; 0: as long as the whole may take",
+    )
+    queue: int = Field(default=16, ge=0, le=4096, description="Requests that may wait for a slot")
+    client_requests: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Requests of one client at the same time, waiting ones included; 0: as many as there are places",
+    )
 
 
 class Server(Section):

@@ -13,6 +13,7 @@ class FaultKind(StrEnum):
 
     ENGINE = "engine"
     SHUTTING_DOWN = "shutting_down"
+    FIRST_TOKEN = "first_token"  # noqa: S105 - a word of inference, not of access
     DEADLINE = "deadline"
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from edgeserve.answers import Fault, FaultKind
-from edgeserve.scheduler import NotServingError, QueueFullError, State
+from edgeserve.scheduler import ClientLimitError, NotServingError, QueueFullError, State
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 # The official client repeats a request on 408, 409, 429 and from 500 on unless this header says no.
@@ -58,6 +58,17 @@ def queue_full(error: QueueFullError) -> ApiError:
     )
 
 
+def client_limit(error: ClientLimitError) -> ApiError:
+    """Make the error for a client that has as many requests under way as one may have."""
+    return ApiError(
+        429,
+        f"One client may have {error.most} requests under way here; retry after {error.retry_after_s} s.",
+        kind="rate_limit_error",
+        code="client_limit",
+        headers={"retry-after": str(error.retry_after_s)},
+    )
+
+
 def not_serving(error: NotServingError) -> ApiError:
     """Make the error for a server that does not take requests now."""
     if error.state is State.LOADING:
@@ -79,6 +90,9 @@ def from_fault(fault: Fault) -> ApiError:
     """Make the error for an answer that could not be completed."""
     if fault.kind is FaultKind.SHUTTING_DOWN:
         return _stopping()
+    if fault.kind is FaultKind.FIRST_TOKEN:
+        message = "No token was generated within the time that this server allows."
+        return ApiError(504, message, kind="server_error", code="first_token_timeout", headers=_NO_RETRY)
     if fault.kind is FaultKind.DEADLINE:
         message = "The request took longer than this server allows."
         return ApiError(504, message, kind="server_error", code="deadline_exceeded", headers=_NO_RETRY)

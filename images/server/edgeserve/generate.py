@@ -3,7 +3,7 @@
 1. Take a place in the queue, so that prompts being prepared are bounded too.
 2. Make the prompt's tokens beside the event loop.
 3. Hand it to the scheduler and pass its outputs on.
-One deadline holds for all of it; closing the iterator cancels whatever is under way.
+The deadlines hold for all of it; closing the iterator cancels whatever is under way.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from contextlib import aclosing
 
 from edgeserve.answers import End, Fault, FaultKind, Output
 from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import Request
-from edgeserve.errors import from_fault, not_serving, queue_full
+from edgeserve.errors import client_limit, from_fault, not_serving, queue_full
 from edgeserve.prompts import PromptMaker
 from edgeserve.records import Record
-from edgeserve.scheduler import NotServingError, Place, QueueFullError, Scheduler
+from edgeserve.scheduler import ClientLimitError, NotServingError, Place, QueueFullError, Scheduler
 
 
 class Generator:
@@ -29,52 +30,58 @@ class Generator:
         self._prompts = prompts
 
     async def outputs(
-        self, call: ChatCall | CompletionCall, *, request_id: str, deadline: float, record: Record
+        self, call: ChatCall | CompletionCall, *, request_id: str, deadlines: Deadlines, record: Record
     ) -> AsyncGenerator[Output, None]:
         """Yield the answer as it grows; the last output is an `End` or a `Fault`.
 
         Args:
             call: What the client asks for.
             request_id: An id of its own.
-            deadline: Event loop time at which the request is over whatever its state.
-            record: Filled in as it goes.
+            deadlines: When it must have got somewhere.
+            record: Says who asks; filled in as it goes.
 
         Raises:
             ApiError: The request cannot be admitted; nothing was yielded.
         """
-        place = self._reserve()  # 1
+        client = record.client.account
+        place = self._reserve(client)  # 1
         try:
-            request = await self._prepare(call, request_id, deadline, record)  # 2
+            request = await self._prepare(call, request_id, deadlines, record)  # 2
             outputs = self._scheduler.generate(  # 3
-                request, stops=call.generation.stops, place=place, deadline=deadline
+                request, client=client, stops=call.generation.stops, deadlines=deadlines
             )
             async with aclosing(outputs):
                 async for output in outputs:
                     if isinstance(output, End):
                         record.end, record.result = output, output.reason.value
+                        place.release()  # the engine is done with it, however slowly the client reads
                     elif isinstance(output, Fault):
                         record.result = output.kind.value
                     yield output
         finally:
             place.release()
 
-    def _reserve(self) -> Place:
+    def _reserve(self, client: str) -> Place:
         try:
-            return self._scheduler.reserve()
+            return self._scheduler.reserve(client)
+        except ClientLimitError as error:
+            raise client_limit(error) from error
         except QueueFullError as error:
             raise queue_full(error) from error
         except NotServingError as error:
             raise not_serving(error) from error
 
     async def _prepare(
-        self, call: ChatCall | CompletionCall, request_id: str, deadline: float, record: Record
+        self, call: ChatCall | CompletionCall, request_id: str, deadlines: Deadlines, record: Record
     ) -> Request:
         generation = call.generation
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadlines.first_token):
                 record.prompt = await self._prompts.make(call)
         except TimeoutError:
-            raise from_fault(Fault(kind=FaultKind.DEADLINE)) from None
+            is_over = deadlines.first_token == deadlines.end
+            kind = FaultKind.DEADLINE if is_over else FaultKind.FIRST_TOKEN
+            raise from_fault(Fault(kind=kind)) from None
         most = self._prompts.output_tokens(
             len(record.prompt), generation.output_tokens, generation.output_field
         )

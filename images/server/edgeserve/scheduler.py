@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 from edgeserve.answers import End, Fault, FaultKind, Output, Text
+from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import Engine, ModelFacts, Request
 from edgeserve.log import Log
 from edgeserve.worker import Delivery, Job, Worker
@@ -33,6 +35,15 @@ class QueueFullError(Exception):
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"queue full, retry after {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class ClientLimitError(Exception):
+    """A client has as many requests under way as one may have; `retry_after_s` is when one may be over."""
+
+    def __init__(self, most: int, retry_after_s: int) -> None:
+        super().__init__(f"{most} requests under way, retry after {retry_after_s} s")
+        self.most = most
         self.retry_after_s = retry_after_s
 
 
@@ -79,7 +90,8 @@ class _Mailbox:
 class Scheduler:
     """Runs one engine for any number of clients; all methods but the `Listener`'s are for the event loop.
 
-    `on_change` is called there whenever `state` changes.
+    At most `slots` + `queue` requests are under way, and `client_requests` of one client unless that is 0. `on_change`
+    is called on the event loop whenever `state` changes.
     """
 
     def __init__(
@@ -88,11 +100,14 @@ class Scheduler:
         *,
         slots: int,
         queue: int,
+        client_requests: int = 0,
         log: Log,
         on_change: Callable[[], None],
     ) -> None:
         self._slots, self._places = slots, slots + queue
         self._taken = 0
+        self._most_of_client = client_requests or self._places
+        self._taken_by: Counter[str] = Counter()
         self._service_s = 1.0
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
@@ -127,62 +142,70 @@ class Scheduler:
         """Requests beyond those that the slots can take."""
         return max(0, self._taken - self._slots)
 
-    def reserve(self) -> Place:
+    def reserve(self, client: str) -> Place:
         """Take a place in the queue.
 
+        Args:
+            client: Under which name the request is counted (`Client.account`).
+
         Raises:
+            ClientLimitError: This client has as many as one may have.
             QueueFullError: All are taken.
             NotServingError: Requests are not served now.
         """
         if self.state is not State.READY:
             raise NotServingError(self.state)
         if self._taken >= self._places:
-            rounds = (self.queued + 1) / self._slots
-            raise QueueFullError(min(_LONGEST_RETRY_S, max(1, math.ceil(rounds * self._service_s))))
+            raise QueueFullError(self._retry_after_s((self.queued + 1) / self._slots))
+        if self._taken_by[client] >= self._most_of_client:
+            raise ClientLimitError(self._most_of_client, self._retry_after_s(1))
         self._taken += 1
-        return Place(self._free_place)
+        self._taken_by[client] += 1
+        return Place(partial(self._free_place, client))
 
-    def _free_place(self) -> None:
+    def _free_place(self, client: str) -> None:
         self._taken -= 1
+        self._taken_by[client] -= 1
+        if not self._taken_by[client]:
+            del self._taken_by[client]
+
+    def _retry_after_s(self, rounds: float) -> int:
+        """Estimate how long it takes until every slot has served `rounds` requests."""
+        return min(_LONGEST_RETRY_S, max(1, math.ceil(rounds * self._service_s)))
 
     async def generate(
-        self, request: Request, *, stops: Sequence[str], place: Place, deadline: float
+        self, request: Request, *, client: str, stops: Sequence[str], deadlines: Deadlines
     ) -> AsyncGenerator[Output, None]:
         """Hand a request over and yield its answer as it grows; the last output is an `End` or a `Fault`.
 
         Closing the iterator early cancels the request, which frees its slot before the next forward pass.
 
         Args:
-            request: A request that fits the context, with an id of its own.
+            request: A request that fits the context, with an id of its own; its client holds a `Place`.
+            client: Whose turn it takes among those that wait.
             stops: Texts that end the answer and are not part of it.
-            place: Given back when the engine is done with the request.
-            deadline: Event loop time after which the answer is a `Fault`.
+            deadlines: Event loop times after which the answer is a `Fault`.
         """
         if self._is_aborted or self.state is State.FAILED:
             yield Fault(kind=FaultKind.SHUTTING_DOWN)
             return
         box = _Mailbox()
-        self._worker.hand_over(Job(request, stops=stops, deliver=box.put))
+        job = Job(request, client=client, stops=stops, deliver=box.put)
+        self._worker.hand_over(job)
         try:
             while True:
                 while box.outputs:
                     output = box.outputs.popleft()
-                    if isinstance(output, Text):
+                    if not isinstance(output, Text):
+                        self._learn(output)
                         yield output
-                        continue
-                    place.release()
-                    self._learn(output)
+                        return
                     yield output
-                    return
-                box.wake.clear()
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await box.wake.wait()
-                except TimeoutError:
-                    yield Fault(kind=FaultKind.DEADLINE)
+                fault = await _wait(box, job, deadlines)
+                if fault is not None:
+                    yield fault
                     return
         finally:
-            place.release()
             if not box.is_over:
                 self._worker.cancel(request.id)
 
@@ -238,6 +261,28 @@ class Scheduler:
     def _become(self, state: State) -> None:
         self.state = state
         self._on_change()
+
+
+async def _wait(box: _Mailbox, job: Job, deadlines: Deadlines) -> Fault | None:
+    """Wait for the next output of a job.
+
+    Returns:
+        What it failed of when none came in time; a token whose text is still held back counts as the first one.
+    """
+    box.wake.clear()
+    if not job.first_token_at and deadlines.first_token < deadlines.end:
+        try:
+            async with asyncio.timeout_at(deadlines.first_token):
+                await box.wake.wait()
+        except TimeoutError:
+            if not job.first_token_at:
+                return Fault(kind=FaultKind.FIRST_TOKEN)
+    try:
+        async with asyncio.timeout_at(deadlines.end):
+            await box.wake.wait()
+    except TimeoutError:
+        return Fault(kind=FaultKind.DEADLINE)
+    return None
 
 
 def _deliver(deliveries: Sequence[Delivery]) -> None:

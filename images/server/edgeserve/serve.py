@@ -49,6 +49,7 @@ class Service:
             self._make_engine,
             slots=runtime.engine.slots,
             queue=runtime.server.limits.queue,
+            client_requests=runtime.server.limits.client_requests,
             log=log,
             on_change=self._on_change,
         )
@@ -148,7 +149,9 @@ class Service:
             prompt_tokens=limits.prompt_tokens,
             output_tokens=limits.output_tokens,
             request_s=limits.request_s,
+            first_token_s=limits.first_token_s,
             queue=limits.queue,
+            client_requests=limits.client_requests,
         )
         self._log_access()
 

@@ -98,7 +98,21 @@ class LimitSettings:
         high=86400,
         env="EDGE_REQUEST_S",
     )
+    first_token_s: int = _integer(
+        0,
+        "Longest time of one request to its first token, in seconds; 0: as long as the whole may take",
+        low=0,
+        high=86400,
+        env="EDGE_FIRST_TOKEN_S",
+    )
     queue: int = _integer(16, "Requests that may wait for a slot", low=0, high=4096, env="EDGE_QUEUE")
+    client_requests: int = _integer(
+        0,
+        "Requests of one client at the same time, waiting ones included; 0: as many as there are places",
+        low=0,
+        high=4096,
+        env="EDGE_CLIENT_REQUESTS",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,18 +24,25 @@ from edgeserve.engine.protocol import (
     Sampling,
     Token,
 )
+from edgeserve.fair_queue import FairQueue
 from edgeserve.log import Log, described
 
 _WARM_UP: Final = "warm-up"
 
 
 class Job:
-    """A request and what the worker knows of it; `deliver` belongs to whoever handed it over."""
+    """A request and what the worker knows of it; `deliver` belongs to whoever handed it over.
 
-    __slots__ = ("assembler", "deliver", "first_token_at", "request", "started_at", "submitted_at")
+    `client` is whose turn it takes; `first_token_at` is 0 until a token was generated, and may be read from any thread.
+    """
 
-    def __init__(self, request: Request, *, stops: Sequence[str], deliver: Callable[[Output], None]) -> None:
+    __slots__ = ("assembler", "client", "deliver", "first_token_at", "request", "started_at", "submitted_at")
+
+    def __init__(
+        self, request: Request, *, client: str, stops: Sequence[str], deliver: Callable[[Output], None]
+    ) -> None:
         self.request = request
+        self.client = client
         self.assembler = TextAssembler(stops)
         self.deliver = deliver
         self.submitted_at = time.monotonic()
@@ -75,7 +82,7 @@ class Worker:
         self._cancelled: set[str] = set()
         self._is_aborting = self._is_closing = False
         # The thread's own.
-        self._waiting: deque[Job] = deque()
+        self._waiting: FairQueue[Job] = FairQueue()
         self._running: dict[str, Job] = {}
 
     def start(self) -> None:
@@ -137,7 +144,8 @@ class Worker:
                 self._arrived or self._cancelled or self._is_aborting or self._running or self._waiting
             ):
                 self._inbox.wait()
-            self._waiting.extend(self._arrived)
+            for job in self._arrived:
+                self._waiting.push(job, client=job.client)
             self._arrived.clear()
             cancelled, self._cancelled = self._cancelled, set()
             is_aborting, is_closing = self._is_aborting, self._is_closing
@@ -157,7 +165,7 @@ class Worker:
     def _drop(self, engine: Engine, cancelled: set[str]) -> None:
         if not cancelled:
             return
-        self._waiting = deque(job for job in self._waiting if job.request.id not in cancelled)
+        self._waiting.remove(lambda job: job.request.id in cancelled)
         for request_id in cancelled:
             if self._running.pop(request_id, None) is not None:
                 engine.cancel(request_id)
@@ -172,7 +180,7 @@ class Worker:
 
     def _admit(self, engine: Engine, deliveries: list[Delivery]) -> None:
         while self._waiting and len(self._running) < self._slots:
-            job = self._waiting.popleft()
+            job = self._waiting.pop()
             job.started_at = time.monotonic()
             try:
                 engine.submit(job.request)

@@ -1,6 +1,7 @@
 """The scheduler over an engine of a few lines that says what it is told to and can be held up or broken."""
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -8,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from edgeserve.answers import End, Fault, FaultKind, Output, Text
+from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import (
     EngineError,
     EngineStats,
@@ -20,7 +22,13 @@ from edgeserve.engine.protocol import (
     Token,
 )
 from edgeserve.log import Log
-from edgeserve.scheduler import NotServingError, QueueFullError, Scheduler, State
+from edgeserve.scheduler import (
+    ClientLimitError,
+    NotServingError,
+    QueueFullError,
+    Scheduler,
+    State,
+)
 
 _FACTS = ModelFacts(
     description="letters",
@@ -42,8 +50,8 @@ _FACTS = ModelFacts(
 class LetterEngine:
     """Says the letters of the alphabet, one per step and request; a step waits for `gate`."""
 
-    def __init__(self) -> None:
-        self.facts = _FACTS
+    def __init__(self, slots: int = 2) -> None:
+        self.facts = dataclasses.replace(_FACTS, slots=slots)
         self.gate = threading.Event()
         self.gate.set()
         self.is_broken = False
@@ -93,9 +101,18 @@ class LetterEngine:
 
 
 @asynccontextmanager
-async def _running(engine: LetterEngine, *, queue: int = 2) -> AsyncIterator[Scheduler]:
+async def _running(
+    engine: LetterEngine, *, queue: int = 2, client_requests: int = 0
+) -> AsyncIterator[Scheduler]:
     changed = asyncio.Event()
-    scheduler = Scheduler(lambda: engine, slots=2, queue=queue, log=Log(), on_change=changed.set)
+    scheduler = Scheduler(
+        lambda: engine,
+        slots=engine.facts.slots,
+        queue=queue,
+        client_requests=client_requests,
+        log=Log(),
+        on_change=changed.set,
+    )
     states = [scheduler.state]
     scheduler.start()
     await changed.wait()
@@ -113,26 +130,38 @@ def _request(name: str, output_tokens: int = 5, prompt: int = 1) -> Request:
     return Request(id=name, prompt=(prompt,), output_tokens=output_tokens, sampling=Sampling())
 
 
+def _deadlines(seconds: float = 10, first_token_s: float = 10) -> Deadlines:
+    now = asyncio.get_running_loop().time()
+    return Deadlines(first_token=now + min(first_token_s, seconds), end=now + seconds)
+
+
 async def _answer(
     scheduler: Scheduler,
     name: str,
     *,
+    client: str = "one",
     output_tokens: int = 5,
     seconds: float = 10,
+    first_token_s: float = 10,
     stops: tuple[str, ...] = (),
     prompt: int = 1,
 ) -> tuple[str, Output]:
-    place = scheduler.reserve()
-    deadline = asyncio.get_running_loop().time() + seconds
+    place = scheduler.reserve(client)
     text = ""
     outputs = scheduler.generate(
-        _request(name, output_tokens, prompt), stops=stops, place=place, deadline=deadline
+        _request(name, output_tokens, prompt),
+        client=client,
+        stops=stops,
+        deadlines=_deadlines(seconds, first_token_s),
     )
-    async with aclosing(outputs):
-        async for output in outputs:
-            if not isinstance(output, Text):
-                return text, output
-            text += output.text
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                if not isinstance(output, Text):
+                    return text, output
+                text += output.text
+    finally:
+        place.release()
     raise AssertionError("an answer ended without an end")
 
 
@@ -196,15 +225,83 @@ def test_a_stop_string_completed_by_the_last_token() -> None:
 def test_the_queue_is_bounded_and_places_come_back() -> None:
     async def test(engine: LetterEngine) -> None:
         async with _running(engine, queue=1) as scheduler:
-            places = [scheduler.reserve() for _ in range(3)]
+            places = [scheduler.reserve("one") for _ in range(3)]
             with pytest.raises(QueueFullError) as caught:
-                scheduler.reserve()
+                scheduler.reserve("other")
             assert 1 <= caught.value.retry_after_s <= 60
             places[0].release()
             places[0].release()
-            scheduler.reserve()
+            scheduler.reserve("other")
             with pytest.raises(QueueFullError):
-                scheduler.reserve()
+                scheduler.reserve("one")
+
+    _run(test)
+
+
+def test_a_client_has_a_limit_of_its_own() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with _running(engine, queue=8, client_requests=2) as scheduler:
+            first, _ = scheduler.reserve("one"), scheduler.reserve("one")
+            with pytest.raises(ClientLimitError) as caught:
+                scheduler.reserve("one")
+            assert caught.value.most == 2
+            assert 1 <= caught.value.retry_after_s <= 60
+            scheduler.reserve("other")
+            first.release()
+            first.release()
+            scheduler.reserve("one")
+            with pytest.raises(ClientLimitError):
+                scheduler.reserve("one")
+
+    _run(test)
+
+
+def test_clients_that_wait_are_served_in_turn() -> None:
+    async def test(_engine: LetterEngine) -> None:
+        engine = LetterEngine(slots=1)
+        async with _running(engine, queue=20) as scheduler:
+            engine.gate.clear()
+            tasks = [asyncio.ensure_future(_answer(scheduler, f"a{n}", client="a")) for n in range(8)]
+            await _until(lambda: "a0" in engine.running)
+            tasks += [asyncio.ensure_future(_answer(scheduler, f"b{n}", client="b")) for n in range(2)]
+            tasks += [asyncio.ensure_future(_answer(scheduler, "c0", client="c"))]
+            await asyncio.sleep(0)
+            engine.gate.set()
+            assert {text for text, _ in await asyncio.gather(*tasks)} == {"abcde"}
+            order = ["b0", "c0", "a1", "b1", "a2", "a3", "a4", "a5", "a6", "a7"]
+            assert engine.prompts[-len(order) :] == order
+
+    _run(test)
+
+
+def test_the_first_token_has_a_deadline_of_its_own() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with _running(engine, queue=4) as scheduler:
+            engine.gate.clear()
+            ends = await asyncio.gather(*(_answer(scheduler, str(n), first_token_s=0.05) for n in range(4)))
+            assert [end for _, end in ends] == [Fault(kind=FaultKind.FIRST_TOKEN)] * 4
+            engine.gate.set()
+            await _until(lambda: not engine.running)
+
+    _run(test)
+
+
+def test_a_token_whose_text_is_held_back_is_a_first_token() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with _running(engine) as scheduler:
+            engine.gate.clear()
+            task = asyncio.ensure_future(
+                _answer(scheduler, "x", output_tokens=3, first_token_s=1, stops=("abcd",))
+            )
+            await _until(lambda: "x" in engine.running)
+            engine.gate.set()
+            engine.gate.clear()  # one step; its letter may become the stop string
+            await _until(lambda: engine.running["x"] == 1)
+            await asyncio.sleep(1.2)
+            engine.gate.set()
+            text, end = await task
+            assert text == "abc"
+            assert isinstance(end, End)
 
     _run(test)
 
@@ -213,10 +310,7 @@ def test_closing_an_answer_frees_its_slot_before_the_next_step() -> None:
     async def test(engine: LetterEngine) -> None:
         async with _running(engine) as scheduler:
             engine.gate.clear()
-            deadline = asyncio.get_running_loop().time() + 10
-            outputs = scheduler.generate(
-                _request("x", 900), stops=(), place=scheduler.reserve(), deadline=deadline
-            )
+            outputs = scheduler.generate(_request("x", 900), client="one", stops=(), deadlines=_deadlines())
             waiting = asyncio.ensure_future(anext(outputs))
             await _until(lambda: "x" in engine.running)
             waiting.cancel()
@@ -266,15 +360,16 @@ def test_abort_ends_all_and_all_that_follow() -> None:
     async def test(engine: LetterEngine) -> None:
         async with _running(engine) as scheduler:
             tasks = [asyncio.ensure_future(_answer(scheduler, str(n), output_tokens=10**9)) for n in range(3)]
-            late = scheduler.reserve()
             await _until(lambda: len(engine.running) == 2)
             scheduler.stop_admitting()
             with pytest.raises(NotServingError):
-                scheduler.reserve()
+                scheduler.reserve("one")
             scheduler.abort()
             ends = [end for _, end in await asyncio.gather(*tasks)]
             assert ends == [Fault(kind=FaultKind.SHUTTING_DOWN)] * 3
-            outputs = scheduler.generate(_request("late"), stops=(), place=late, deadline=0)
+            outputs = scheduler.generate(
+                _request("late"), client="one", stops=(), deadlines=Deadlines(first_token=0, end=0)
+            )
             assert [output async for output in outputs] == [Fault(kind=FaultKind.SHUTTING_DOWN)]
 
     _run(test)
@@ -301,7 +396,7 @@ def test_a_broken_engine_ends_everything() -> None:
             assert ends == [Fault(kind=FaultKind.ENGINE)] * 4
             assert (scheduler.state, scheduler.failure) == (State.FAILED, "broken for good")
             with pytest.raises(NotServingError):
-                scheduler.reserve()
+                scheduler.reserve("one")
 
     _run(test)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from edgeserve.access.door import Door
 from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.clients import ANONYMOUS
+from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import ApiError, not_serving
 from edgeserve.http.answer import send_answer
 from edgeserve.http.body import BodyReader
@@ -69,7 +72,8 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
         exchange = Exchange(scope, receive, send)
-        record = Record(interface="http", method=exchange.method, route=exchange.path)
+        client = dataclasses.replace(ANONYMOUS, address=exchange.peer_address)
+        record = Record(interface="http", method=exchange.method, route=exchange.path, client=client)
         try:
             await self._dispatch(exchange, record)
         except ApiError as error:
@@ -119,17 +123,17 @@ class App:
         await exchange.answer(error.status, error.document(), error.headers)
 
     async def _chat(self, exchange: Exchange, record: Record) -> None:
-        deadline, generator = self._begin()
+        deadlines, generator = self._begin()
         document = await self._bodies.read_object(exchange)
         call = parse_chat(document, limits=self._runtime.server.limits, model=self._runtime.model.name)
-        await self._answer(exchange, call, ChatShape, generator=generator, deadline=deadline, record=record)
+        await self._answer(exchange, call, ChatShape, generator=generator, deadlines=deadlines, record=record)
 
     async def _completion(self, exchange: Exchange, record: Record) -> None:
-        deadline, generator = self._begin()
+        deadlines, generator = self._begin()
         document = await self._bodies.read_object(exchange)
         call = parse_completion(document, limits=self._runtime.server.limits, model=self._runtime.model.name)
         await self._answer(
-            exchange, call, CompletionShape, generator=generator, deadline=deadline, record=record
+            exchange, call, CompletionShape, generator=generator, deadlines=deadlines, record=record
         )
 
     async def _answer(
@@ -139,23 +143,29 @@ class App:
         make_shape: type[ChatShape | CompletionShape],
         *,
         generator: Generator,
-        deadline: float,
+        deadlines: Deadlines,
         record: Record,
     ) -> None:
         generation = call.generation
         shape = make_shape(
             model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
         )
-        outputs = generator.outputs(call, request_id=shape.id, deadline=deadline, record=record)
+        outputs = generator.outputs(call, request_id=shape.id, deadlines=deadlines, record=record)
         await send_answer(
-            exchange, outputs, shape=shape, is_stream=generation.is_stream, deadline=deadline, record=record
+            exchange,
+            outputs,
+            shape=shape,
+            is_stream=generation.is_stream,
+            deadline=deadlines.end,
+            record=record,
         )
 
-    def _begin(self) -> tuple[float, Generator]:
+    def _begin(self) -> tuple[Deadlines, Generator]:
         """Start a request's clock; refuse it while there is no engine, before its body is read."""
         if self._generator is None or self._scheduler.state is not State.READY:
             raise not_serving(NotServingError(self._scheduler.state))
-        return asyncio.get_running_loop().time() + self._runtime.server.limits.request_s, self._generator
+        now = asyncio.get_running_loop().time()
+        return make_deadlines(self._runtime.server.limits, now=now), self._generator
 
     def _fingerprint(self) -> str:
         """Name what a seed's result depends on besides the request."""

@@ -44,6 +44,8 @@ class Exchange:
         self.status = 0
         self.has_whole_body = False
         self.is_complete = False
+        # None where the connection has no addresses: a Unix socket.
+        self.peer_address: str = (scope.get("client") or ("",))[0]
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._connection: Connection | None = scope.get("state", {}).get("connection")
         self._receive = receive
