@@ -51,4 +51,6 @@ fi
 groups=""
 for group in "$@"; do groups="$groups --group $group"; done
 # shellcheck disable=SC2086 # the groups are words of their own
-cd "$here" && "$folder/bin/uv" pip install -q --python "$folder/bin/python" --editable . $groups
+cd "$here" && "$folder/bin/uv" pip install -q --compile-bytecode --python "$folder/bin/python" --editable . $groups
+# Compiled here too, for those whose environment keeps Python from doing it by the way: it is half of a command's start.
+"$folder/bin/python" -m compileall -q builder images/verify

@@ -1,9 +1,9 @@
 """From profiles and a model to images: the only place where the steps are put together.
 
-    profiles, model ──▶ (1) fit ──▶ (2) lock ──▶ (3) quantise ──▶ (4) plan ──▶ (5) layers ──▶ (6) images ──▶ (7) check, smoke test
-                    ──▶ (8) index ──▶ (9) sign ──▶ (10) tags
+    profiles, model ──▶ (1) fit ──▶ (2) lock ──▶ (3) quantise ──▶ (4) plan ──▶ (5) layers ──▶ (6) images ──▶ (7) smoke test
+                    ──▶ (8) index ──▶ (9) sign ──▶ (10) tags ──▶ check of the layout
 
-Nothing has a name before the last step, so whatever fails leaves the layout and the registry's tags as they were.
+Nothing has a name before the last step, and a layout takes effect when the checker has read it back, so whatever fails leaves the layout and the registry's tags as they were.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgebuild import __version__
+from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
 from edgebuild.contents import make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
@@ -20,7 +21,6 @@ from edgebuild.locking import obtain_lock
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile, file_digest
 from edgebuild.oci.blob import Blob
-from edgebuild.oci.check import verify_layout
 from edgebuild.oci.image import Image, make_image, rfc3339
 from edgebuild.oci.index import Index, make_index
 from edgebuild.oci.layer import Layer, Role
@@ -44,9 +44,6 @@ from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, Lo
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
 from edgebuild.stopwatch import Stopwatch
-
-# Larger models are not read a second time by the checker.
-_READ_BACK_BYTES = 64 << 20
 
 
 def build_images(request: ImageRequest, context: Context) -> BuildResult:
@@ -99,8 +96,6 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             tuple(item.image for item in built), annotations=_index_annotations(plans, epoch_s)
         )
         _publish(index, sink=sink, request=request)
-    if request.output is not None:
-        _read_back(request.output, index, context)
     return BuildResult(index=index, images=tuple(built))
 
 
@@ -120,18 +115,6 @@ def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> Non
         for image in index.images:
             sink.tag(image.descriptor, f"{reference.tag}-{image.profile}")
         sink.tag(index.descriptor, reference.tag)
-
-
-def _read_back(path: Path, index: Index, context: Context) -> None:
-    """Let the independent checker read the layout; gigabytes of weights were hashed where they lie as they were written."""
-    large = {
-        layer.digest
-        for image in index.images
-        for layer in image.layers
-        if layer.role is Role.MODEL and layer.size_bytes > _READ_BACK_BYTES
-    }
-    with context.progress.task("check the layout"):
-        verify_layout(path, trusted=frozenset(str(digest) for digest in large))
 
 
 def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:
@@ -300,7 +283,11 @@ def _open_sink(request: ImageRequest, context: Context) -> Iterator[SignatureSin
         with _open_registry(request, context):
             pass
     with LayoutSink(
-        request.output, progress=context.progress, seals=context.store, reference=request.reference
+        request.output,
+        progress=context.progress,
+        seals=context.store,
+        reference=request.reference,
+        checked=CheckedLayers(context.store),
     ) as layout:
         yield layout
 

@@ -6,12 +6,15 @@ Source: deb(5): an `ar` archive of debian-binary, control.tar.* and data.tar.*; 
 import io
 import lzma
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from arguments import RecipeError
-from trees import safe_path
+from trees import safe_path, write_file
 
 _AR_MAGIC = b"!<arch>\n"
 _MOST_LINKS = 8
@@ -32,7 +35,7 @@ def unpack_deb(deb: Path, root: Path, *, wanted: Callable[[str], bool] = lambda 
         RecipeError: The package is broken or holds what an image cannot have.
     """
     try:
-        with tarfile.open(fileobj=io.BytesIO(_member(deb, "data.tar")), mode="r:*") as archive:
+        with _opened(deb, "data.tar") as archive:
             for member in archive:
                 name = member.name.strip("/").removeprefix("./")
                 if name not in {"", "."} and (member.isdir() or wanted(name)):
@@ -43,32 +46,48 @@ def unpack_deb(deb: Path, root: Path, *, wanted: Callable[[str], bool] = lambda 
 
 def control_text(deb: Path) -> str:
     """Read a package's control file."""
-    with tarfile.open(fileobj=io.BytesIO(_member(deb, "control.tar")), mode="r:*") as archive:
-        file = archive.extractfile("./control")
-        if file is None:
-            raise RecipeError(f"{deb.name} has no control file")
-        return file.read().decode()
+    with _opened(deb, "control.tar") as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name == "./control" else None
+            if file is not None:
+                return file.read().decode()
+    raise RecipeError(f"{deb.name} has no control file")
 
 
-def _member(deb: Path, prefix: str) -> bytes:
-    for name, data in _ar_members(deb):
-        if name.startswith(prefix + "."):
-            if not name.endswith((".xz", ".gz", ".bz2")):
-                raise RecipeError(f"{deb.name} is compressed as {name}, which Python 3.11 cannot read")
-            return data
-    raise RecipeError(f"{deb.name} is no Debian package: it has no {prefix}")
+@contextmanager
+def _opened(deb: Path, prefix: str) -> Iterator[tarfile.TarFile]:
+    """Open the archive inside a package whose name starts with `prefix`, to be read from front to back."""
+    with deb.open("rb") as file:
+        name, size = _find_member(deb, file, f"{prefix}.")
+        if not name.endswith((".xz", ".gz", ".bz2")):
+            raise RecipeError(f"{deb.name} is compressed as {name}, which Python 3.11 cannot read")
+        with tarfile.open(fileobj=_Part(file, size), mode="r|*") as archive:
+            yield archive
 
 
-def _ar_members(deb: Path) -> Iterator[tuple[str, bytes]]:
-    data = deb.read_bytes()
-    if not data.startswith(_AR_MAGIC):
+class _Part(io.RawIOBase):
+    """The next `size` bytes of a file."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def read(self, count: int = -1, /) -> bytes:
+        data = self._file.read(self._left if count < 0 else min(count, self._left))
+        self._left -= len(data)
+        return data
+
+
+def _find_member(deb: Path, file: IO[bytes], prefix: str) -> tuple[str, int]:
+    """Go to where a member of an `ar` archive begins, and return its name and length in bytes."""
+    if file.read(len(_AR_MAGIC)) != _AR_MAGIC:
         raise RecipeError(f"{deb.name} is no Debian package: it is not an ar archive")
-    position = len(_AR_MAGIC)
-    while position + 60 <= len(data):
-        header = data[position : position + 60]
-        size = int(header[48:58])
-        yield header[:16].decode().strip().rstrip("/"), data[position + 60 : position + 60 + size]
-        position += 60 + size + size % 2
+    while len(header := file.read(60)) == 60:
+        name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
+        if name.startswith(prefix):
+            return name, size
+        file.seek(size + size % 2, os.SEEK_CUR)
+    raise RecipeError(f"{deb.name} is no Debian package: it has no {prefix[:-1]}")
 
 
 def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, root: Path, deb: str) -> None:
@@ -86,12 +105,12 @@ def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, root: P
         source = _through_links(root, member.linkname.removeprefix("./").strip("/"))
         if not source.is_file():
             raise RecipeError(f"{deb} links /{name} to a file that is not unpacked")
-        target.write_bytes(source.read_bytes())
+        shutil.copyfile(source, target)
         target.chmod(source.stat().st_mode & 0o7777)
     elif member.isfile():
         file = archive.extractfile(member)
         assert file is not None
-        target.write_bytes(file.read())
+        write_file(target, file)
         target.chmod(0o755 if member.mode & 0o100 else 0o644)
     else:
         raise RecipeError(f"{deb} holds /{name}, which is neither file, folder nor link")

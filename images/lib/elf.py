@@ -3,6 +3,7 @@
 Source: System V ABI, chapter 4 (header, sections) and 5 (dynamic section); LSB Core 5.0, 10.7 (symbol versions).
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +43,15 @@ def read_elf(path: Path) -> Elf | None:
     with path.open("rb") as file:
         if file.read(6) != b"\x7fELF\x02\x01":
             return None
-    try:
-        return _parse(path.read_bytes())
-    except (struct.error, ValueError, IndexError) as error:
-        raise RecipeError(f"{path.name} is a broken ELF file: {error}") from error
+        try:
+            # Mapped, not read: what is looked at is a few pages of what may be hundreds of megabytes.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(data)
+        except (struct.error, ValueError, IndexError) as error:
+            raise RecipeError(f"{path.name} is a broken ELF file: {error}") from error
 
 
-def _parse(data: bytes) -> Elf:
+def _parse(data: mmap.mmap) -> Elf:
     machine = struct.unpack_from("<H", data, 18)[0]
     offset, entry_bytes, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, offset + n * entry_bytes) for n in range(count)]
@@ -71,14 +74,17 @@ def _parse(data: bytes) -> Elf:
     )
 
 
-def _string(data: bytes, offset: int, *, wanted: int = _DT_NEEDED) -> str:
+def _string(data: mmap.mmap, offset: int, *, wanted: int = _DT_NEEDED) -> str:
     # Other tags of the dynamic section carry numbers, not offsets of strings.
     if wanted not in (_DT_NEEDED, _DT_SONAME, _DT_RPATH, _DT_RUNPATH):
         return ""
-    return data[offset : data.index(b"\0", offset)].decode()
+    end = data.find(b"\0", offset)
+    if end < 0:
+        raise ValueError("a string without end")
+    return data[offset:end].decode()
 
 
-def _needed_versions(data: bytes, start: int, table: int) -> list[str]:
+def _needed_versions(data: mmap.mmap, start: int, table: int) -> list[str]:
     names = []
     while True:
         _version, count, _file, first, following = struct.unpack_from("<HHIII", data, start)

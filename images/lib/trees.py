@@ -1,13 +1,17 @@
 """Makes trees deterministic: modes that depend on nothing, and archives unpacked without surprises."""
 
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from arguments import RecipeError
+
+_PIECE_BYTES = 1 << 20
 
 
 def settle_modes(root: Path) -> None:
@@ -34,7 +38,8 @@ def unpack_wheel(wheel: Path, destination: Path, *, wanted: Callable[[str], bool
                 continue
             target = safe_path(destination, entry.filename)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(entry))
+            with archive.open(entry) as source:
+                write_file(target, source)
             if entry.external_attr >> 16 & 0o111:
                 target.chmod(0o755)
 
@@ -53,8 +58,14 @@ def unpack_sdist(sdist: Path, destination: Path, *, wanted: Callable[[str], bool
                 continue
             target = safe_path(destination, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read())
+            write_file(target, source)
             target.chmod(0o755 if member.mode & 0o100 else 0o644)
+
+
+def write_file(target: Path, source: IO[bytes]) -> None:
+    """Write a file out of an archive piece by piece: a compiler alone has hundreds of megabytes."""
+    with target.open("wb") as file:
+        shutil.copyfileobj(source, file, _PIECE_BYTES)
 
 
 def safe_path(root: Path, name: str) -> Path:

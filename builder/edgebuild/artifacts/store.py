@@ -2,7 +2,7 @@
 
     <root>/v1/<kind>/<key>/          an entry: a folder that never changes
     <root>/v1/<kind>/<key>.seal      its seal, written last: an entry without one is a leftover; its mtime is the last use
-    <root>/v1/locks/  temporary/  digests/  scratch/  users/
+    <root>/v1/locks/  temporary/  digests/  notes/  scratch/  users/
 
 An entry is built in a temporary folder under a lock, sealed and renamed. A killed build leaves a temporary folder
 without a holder of its lock, which the next one removes.
@@ -178,6 +178,20 @@ class Store:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, canonical_json({"digest": digest.hex, "stamp": foreign_stamp(path)}))
 
+    def recall(self, name: str) -> bytes | None:
+        """Return a note, or None; notes save work and nothing depends on one."""
+        try:
+            return (self._base / "notes" / name).read_bytes()
+        except OSError:
+            return None
+
+    def remember(self, name: str, note: bytes) -> None:
+        """Keep a note. What cannot be written is forgotten."""
+        with suppress(OSError):
+            place = self._base / "notes" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, note)
+
     def scratch(self, name: str) -> Path:
         """Return a folder whose content may speed up work but never changes a result; it may vanish between runs.
 
@@ -265,7 +279,7 @@ class Store:
             for folder in () if busy_since_ns is not None else (self._base / "scratch").glob("*"):
                 if all(is_older(path, limit_ns) for path in (folder, *folder.rglob("*"))):
                     remove_tree(folder)
-            for path in (self._base / "digests").glob("*.json"):
+            for path in (*(self._base / "digests").glob("*"), *(self._base / "notes").glob("*")):
                 if is_older(path, limit_ns):
                     path.unlink(missing_ok=True)
         return Pruned(entries=entries, size_bytes=size_bytes)

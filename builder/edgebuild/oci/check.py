@@ -12,7 +12,7 @@ are said here a second time, from the reader's side. The steps bear these number
     another layer's symbolic link, roles in order, bottom first.
  7. Profiles that bake the same model file share its layer, uncompressed.
  8. Indexes name each profile once, lowest demand first in a platform, and `TAG-<profile>` names its manifest.
- 9. No other blobs lie there.
+ 9. No other blobs lie there, once the layout is in place.
 """
 
 import re
@@ -23,7 +23,7 @@ from typing import Any
 
 from edgebuild.errors import ImageError
 from edgebuild.oci.check_across import ROLES, PlacedLayer, faults_between, model_files, same_file
-from edgebuild.oci.check_layer import LayerFacts, read_layer
+from edgebuild.oci.check_layer import LayerFacts, LayerMemory, read_layer
 from edgebuild.oci.check_reading import Fault, Pointer, Reading, is_digest
 
 __all__ = ["Fault", "check_layout", "verify_layout"]
@@ -34,13 +34,20 @@ _CONFIG = "application/vnd.oci.image.config.v1+json"
 _TAR = "application/vnd.oci.image.layer.v1.tar"
 _GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 _REF_NAME = "org.opencontainers.image.ref.name"
+_INDEX_JSON = "index.json"
 _PROFILE = "dev.edgebuild.profile"
 _ROLE = "dev.edgebuild.layer.role"
 _SIGNATURE_NAME = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z]+)?")
 _HINT = "build the layout again; if the fault stays it is one of edgebuild's"
 
 
-def check_layout(path: Path, *, trusted: frozenset[str] = frozenset()) -> tuple[Fault, ...]:
+def check_layout(
+    path: Path,
+    *,
+    trusted: frozenset[str] = frozenset(),
+    memory: LayerMemory | None = None,
+    index: str = _INDEX_JSON,
+) -> tuple[Fault, ...]:
     """Check a layout whole, and return every fault found, in the order of reading.
 
     Layers are streamed: memory is bounded by the names in them.
@@ -49,23 +56,32 @@ def check_layout(path: Path, *, trusted: frozenset[str] = frozenset()) -> tuple[
         path: The layout.
         trusted: "sha256:<hex>" of uncompressed layers that are not read again, since their bytes were hashed where they
             lie a moment ago.
+        memory: Knows layers that were read before; None reads every one.
+        index: Name of the file that is to become index.json. While it has another name, the blobs of the layout that it
+            will replace may lie beside its own.
 
     Raises:
         ImageError: A file of it cannot be read.
     """
     try:
-        return _Check(Reading(path), trusted=trusted).run()
+        return _Check(Reading(path), trusted=trusted, memory=memory, index=index).run()
     except OSError as error:
         raise ImageError(f"{error.filename or path} cannot be read: {error.strerror}") from error
 
 
-def verify_layout(path: Path, *, trusted: frozenset[str] = frozenset()) -> None:
+def verify_layout(
+    path: Path,
+    *,
+    trusted: frozenset[str] = frozenset(),
+    memory: LayerMemory | None = None,
+    index: str = _INDEX_JSON,
+) -> None:
     """Check a layout whole; see `check_layout`.
 
     Raises:
         ImageError: It has faults; the message holds all of them, separated by semicolons.
     """
-    faults = check_layout(path, trusted=trusted)
+    faults = check_layout(path, trusted=trusted, memory=memory, index=index)
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ImageError(f"{path} has {count}: {'; '.join(map(str, faults))}", hint=_HINT)
@@ -86,7 +102,9 @@ class _Image:
 @dataclass(slots=True)
 class _Check:
     reading: Reading
-    trusted: frozenset[str] = frozenset()
+    trusted: frozenset[str]
+    memory: LayerMemory | None
+    index: str
     layers: dict[str, LayerFacts] = field(default_factory=dict)
     images: dict[str, _Image] = field(default_factory=dict)
 
@@ -94,7 +112,8 @@ class _Check:
         self._check_marker()
         self._check_entries(self._index_json())
         self._check_models()
-        self._check_leftovers()
+        if self.index == _INDEX_JSON:
+            self._check_leftovers()
         return tuple(dict.fromkeys(self.reading.faults))
 
     # 1
@@ -105,7 +124,7 @@ class _Check:
             self.reading.add("oci-layout", f"version is {marker.get('imageLayoutVersion')!r}, not '1.0.0'")
 
     def _index_json(self) -> tuple[object, ...]:
-        document = self.reading.parse("index.json", self.reading.file("index.json"))
+        document = self.reading.parse(_INDEX_JSON, self.reading.file(self.index))
         if document is None:
             return ()
         if document.get("schemaVersion") != 2:
@@ -282,8 +301,7 @@ class _Check:
                 digest=digest, diff_id=digest, members={}, faults=(), format_faults=()
             )
         if key not in self.layers:
-            compressed = pointer.media_type == _GZIP
-            self.layers[key] = read_layer(self.reading.blob(pointer.digest), compressed=compressed)
+            self.layers[key] = self._read_layer(pointer)
         facts = self.layers[key]
         self.reading.compare(place, pointer.digest, facts.digest)
         self.reading.add(place, *facts.faults)
@@ -291,6 +309,14 @@ class _Check:
             self.reading.add(place, *facts.format_faults)
         if role == "model" and pointer.media_type != _TAR:  # 7
             self.reading.add(place, "a model's layer is compressed")
+        return facts
+
+    def _read_layer(self, pointer: Pointer) -> LayerFacts:
+        blob = self.reading.blob(pointer.digest)
+        known = None if self.memory is None else self.memory.recall(blob, pointer.digest)
+        facts = known or read_layer(blob, compressed=pointer.media_type == _GZIP)
+        if self.memory is not None and known is None and not (facts.faults or facts.format_faults):
+            self.memory.remember(facts)
         return facts
 
     # 7

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
 _EPOCH_S = 1577836800
 _READ_BYTES = 1 << 17  # tarfile and zlib copy what is left of a piece for every header
@@ -69,6 +69,21 @@ class LayerFacts:
     members: Mapping[str, Member]
     faults: tuple[str, ...]
     format_faults: tuple[str, ...]
+
+
+class LayerMemory(Protocol):
+    """Knows layers that were read before, so that an unchanged blob is not read again. The store keeps one."""
+
+    def recall(self, blob: Path, digest: str) -> LayerFacts | None:
+        """Return what was found in a blob that has not changed since it was hashed, or None.
+
+        Args:
+            blob: Where it lies.
+            digest: "sha256:<hex>" that it must have.
+        """
+
+    def remember(self, facts: LayerFacts) -> None:
+        """Keep the facts of a layer without faults."""
 
 
 def read_layer(path: Path, *, compressed: bool) -> LayerFacts:

@@ -1,7 +1,7 @@
 """Image layouts on disk, written: blobs first, each under a temporary name until it is whole, index.json last.
 
-Until index.json is replaced, in one step, the folder is the layout that it was; a build that fails or is killed
-changes nothing that index.json leads to. What it may leave, the next build in the same folder clears away.
+Until index.json is replaced, in one step, the folder is the layout that it was; a build that fails, is killed or does not
+pass the checker changes nothing that index.json leads to. What it may leave, the next build in the same folder clears away.
 
 Nothing is forced to disk: gigabytes would cost more time than all the rest, every reader compares digests anyway, and
 a file cut short by a power failure shows by its size, since files only ever grow while they are written.
@@ -23,6 +23,7 @@ from edgebuild.canonical import canonical_json
 from edgebuild.errors import ImageError, ToolError
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.blob import Blob
+from edgebuild.oci.check_layer import LayerMemory
 from edgebuild.oci.copying import copy_hashed
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
@@ -51,6 +52,8 @@ CONTAINERD_NAME = "io.containerd.image.name"
 _PARTIAL = ".edgebuild-"
 # Smaller blobs are hashed sooner than their seal is looked up.
 _SEAL_FROM_BYTES = 1 << 20
+# Larger model layers are not read a second time by the checker.
+_READ_BACK_BYTES = 64 << 20
 
 
 class LayoutSink:
@@ -70,6 +73,7 @@ class LayoutSink:
         seals: Seals | None = None,
         reference: Reference | None = None,
         extend: bool = False,
+        checked: LayerMemory | None = None,
     ) -> None:
         """Say where and how; nothing is touched before the context begins.
 
@@ -79,12 +83,15 @@ class LayoutSink:
             seals: What is known of files hashed earlier.
             reference: The repository that the tags belong to; containerd and Docker name the images by it.
             extend: Whether what the layout holds already stays, tags that are given again excepted.
+            checked: Have the independent checker read all back before it takes effect, with this memory of layers; model
+                layers above 64 MiB excepted, which were hashed where they lie. None leaves that out.
         """
         self.path = path
         self._progress = progress
         self._seals: Seals = seals if seals is not None else NoSeals()
         self._reference = reference
         self._extend = extend
+        self._checked = checked
         self._lock = -1
         self._locked = False
         self._committed = False
@@ -317,12 +324,25 @@ class LayoutSink:
         assert len(raw) <= DOCUMENT_LIMIT_BYTES
         partial = self.path / f"{_PARTIAL}{INDEX_JSON}"
         partial.write_bytes(raw)
+        if self._checked is not None:
+            self._check(partial.name, self._checked)
         partial.replace(self.path / INDEX_JSON)
         self._committed = True
         keep = {digest.hex for digest in reachable}
         for blob in (self.path / BLOBS).iterdir():
             if blob.name not in keep:
                 blob.unlink()
+
+    def _check(self, index: str, memory: LayerMemory) -> None:
+        from edgebuild.oci.check import verify_layout  # noqa: PLC0415 - only those who ask for it need the checker
+
+        large = frozenset(
+            str(digest)
+            for digest in self._good
+            if blob_path(self.path, digest).stat().st_size > _READ_BACK_BYTES
+        )
+        with self._progress.task("check the layout"):
+            verify_layout(self.path, trusted=large, memory=memory, index=index)
 
     def _entries(self) -> tuple[Descriptor, ...]:
         """List what index.json names: images and indexes, then signatures, otherwise in the order they came."""
