@@ -37,7 +37,7 @@ image: setup ## Build, check and sign an image: make image PROFILE=pi4 MODEL=my.
 	  --sign "$(OUTPUT)/keys/cosign.key" --password-file "$(OUTPUT)/keys/password" $(IMAGE_FLAGS)
 
 check: setup-dev lint types ## Lint, types and quick tests, in about a minute.
-	@$(PYTEST) -q -n 2 tests/unit tests/property tests/golden
+	@$(PYTEST) -q -n 2 -m "not slow" tests/unit tests/property tests/golden
 
 lint: setup-dev
 	@.venv/bin/ruff check .
@@ -49,8 +49,8 @@ types: setup-dev
 test: setup-dev ## All tests but the slow ones, with real peers.
 	@$(PYTEST) --require-tools -n 2 -m "not slow"
 
-test-full: setup-dev ## Everything: empty stores, many kills, soak.
-	@$(PYTEST) --require-tools -n 2
+test-full: test ## The tests, then the slow ones: empty stores, many kills, soak.
+	@$(PYTEST) --require-tools -n 2 -m slow
 
 coverage: setup-dev ## Branch coverage of the tests that are not slow; fails below 90 %.
 	@.venv/bin/coverage erase
