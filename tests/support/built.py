@@ -235,3 +235,24 @@ def host_engine(store: Path, lock: Path) -> Path:
     )
     engine = NativeEngine(lock=settled, sources=sources, store=opened, host=host, progress=progress)
     return engine.artifact(name, here).tree
+
+
+def assert_refused(done: Completed, code: int, *parts: str) -> None:
+    """See one line `error: …` that holds the parts and a hint at the end, and no traceback."""
+    assert done.returncode == code, done.describe()
+    assert done.stdout == "", done.describe()
+    assert "Traceback" not in done.stderr, done.describe()
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, done.describe()
+    assert all(part in errors[0] for part in parts), done.describe()
+    assert lines[-1].startswith("hint: "), done.describe()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model, or the one that stands in for it."""
+    from edgebuild.model.source import demo_model_path
+
+    given = os.environ.get("EDGEBUILD_TEST_MODEL")
+    return Path(given) if given else demo_model_path()

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgebuild.oci import descriptor as media
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.image import Image, RunConfig, make_image
 from edgebuild.oci.index import Index, make_index
 from edgebuild.oci.layer import Layer, Role
-from edgebuild.oci.layout import LayoutSink
+from edgebuild.oci.layout import LayoutSink, read_layout
 from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
 from edgebuild.oci.tar import bytes_layer, model_tar, tree_layer
-from edgebuild.progress import Task
+from edgebuild.progress import SilentProgress, Task
 
 PLATFORMS = {"pi4": LINUX_ARM64, "x86": LINUX_AMD64}
 RUN = RunConfig(
@@ -149,3 +150,12 @@ class DictSeals:
     def _key(self, path: Path, tag: str) -> tuple[object, ...]:
         status = path.stat()
         return str(path), tag, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def sink_of(path: Path, **settings: object) -> LayoutSink:
+    return LayoutSink(path, **{"progress": SilentProgress(), **settings})  # type: ignore[arg-type]
+
+
+def entries(path: Path) -> list[tuple[str, str]]:
+    annotations = [entry.annotations for entry in read_layout(path).entries]
+    return [(each.get(media.REF_NAME, ""), each.get("io.containerd.image.name", "")) for each in annotations]

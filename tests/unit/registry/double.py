@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from edgebuild.oci.descriptor import MANIFEST, Descriptor
+from edgebuild.oci.digest import Digest
+
+UPLOADS = "/blobs/uploads/"
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 
@@ -342,3 +346,8 @@ def running_double(**values: object) -> Iterator[Double]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def make_manifest(text: str = "one", **more: object) -> tuple[bytes, Descriptor]:
+    raw = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "text": text, **more}).encode()
+    return raw, Descriptor(media_type=MANIFEST, digest=Digest.of(raw), size_bytes=len(raw))
