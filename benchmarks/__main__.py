@@ -30,6 +30,7 @@ GROUPS = {
     "push": "push to a registry",
     "update": "bytes of an update",
     "rebuild": "another model, another server, beside buildx",
+    "server": "answers: tokens per second, first token, memory, start, soak",
     "nothing": "make image from nothing (only with --full or by name)",
 }
 _SLOW = "nothing"
@@ -52,7 +53,7 @@ def main() -> int:
     for name in names:
         load = surroundings.load_average()
         figures = _run_group(name, options)
-        missed = missed or any(figure.verdict == "MISSED" for figure in figures)
+        missed = missed or any(figure.is_missed for figure in figures)
         print(f"\n{name}: {GROUPS[name]} (load {load:.1f})\n{render(figures)}", flush=True)
         groups.append(
             {
@@ -93,7 +94,17 @@ def _peer_versions() -> dict[str, str]:
     return {
         name: " ".join(f"{pin.package} {pin.version}" for pin in peer.pins)
         for name, peer in load_pins().items()
-        if name in {"dockerd20", "dockerd28", "docker-plugins", "registry", "cosign3", "crane", "oras"}
+        if name
+        in {
+            "dockerd20",
+            "dockerd28",
+            "docker-plugins",
+            "registry",
+            "cosign3",
+            "crane",
+            "oras",
+            "llama-server",
+        }
     }
 
 

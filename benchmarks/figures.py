@@ -1,5 +1,6 @@
 """A figure: what was measured of edgebuild, what is allowed, and what the peers took for the same."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,34 @@ from edgebuild.cli.tables import render_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A figure of another program, from the same run and in the same unit."""
+    """A figure of another program, from the same run and in the same unit.
+
+    Attributes:
+        name: The program.
+        value: What it took.
+        ratio_at_most: What `Figure.ours` divided by `value` may be at most; None when nothing is promised.
+        ratio_at_least: What it must be at least.
+    """
 
     name: str
     value: float
+    ratio_at_most: float | None = None
+    ratio_at_least: float | None = None
+
+    def promise(self) -> str:
+        """Say what is promised of the ratio; "" when nothing is."""
+        bounds = (("≤", self.ratio_at_most), ("≥", self.ratio_at_least))
+        return " ".join(f"{sign} {bound:.2f}" for sign, bound in bounds if bound is not None)
+
+    def verdict(self, ours: float) -> str:
+        """Say whether it is kept; "" when nothing is promised."""
+        if not self.promise():
+            return ""
+        ratio = ours / self.value if self.value else math.inf
+        is_kept = (self.ratio_at_most is None or ratio <= self.ratio_at_most) and (
+            self.ratio_at_least is None or ratio >= self.ratio_at_least
+        )
+        return "kept" if is_kept else "MISSED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +46,7 @@ class Figure:
 
     Attributes:
         name: What was measured.
-        unit: "s", "B" or "x" (a ratio).
+        unit: "s", "B", "/s" or "x" (a ratio).
         ours: The value.
         limit: What it may be at most; None when nothing is promised.
         peers: What others took for the same.
@@ -44,6 +69,11 @@ class Figure:
             return ""
         return "kept" if self.ours <= self.limit else "MISSED"
 
+    @property
+    def is_missed(self) -> bool:
+        """Whether the limit, or what is promised beside a peer, is not kept."""
+        return "MISSED" in {self.verdict, *(peer.verdict(self.ours) for peer in self.peers)}
+
     def document(self) -> dict[str, Any]:
         """Give it as JSON."""
         return {
@@ -57,6 +87,8 @@ class Figure:
                     "name": peer.name,
                     "value": round(peer.value, 4),
                     "ratio": round(self.ours / peer.value, 4) if peer.value else None,
+                    "promise": peer.promise() or None,
+                    "verdict": peer.verdict(self.ours) or None,
                 }
                 for peer in self.peers
             ],
@@ -88,11 +120,12 @@ def render(figures: Iterable[Figure]) -> str:
         for number, peer in enumerate(figure.peers or (None,)):
             first = own if number == 0 else ("", "", "", "")
             if peer is None:
-                rows.append((*first, "", "", ""))
+                rows.append((*first, "", "", "", ""))
             else:
                 ratio = f"{figure.ours / peer.value:.2f}" if peer.value else ""
-                rows.append((*first, peer.name, format_value(peer.value, figure.unit), ratio))
-    header = ("figure", "edgebuild", "at most", "", "peer", "peer's", "ratio")
+                promise = f"{peer.promise()} {peer.verdict(figure.ours)}".strip()
+                rows.append((*first, peer.name, format_value(peer.value, figure.unit), ratio, promise))
+    header = ("figure", "edgebuild", "at most", "", "peer", "peer's", "ratio", "")
     return render_table(header, rows, right=frozenset({1, 2, 5, 6}))
 
 
@@ -102,4 +135,6 @@ def format_value(value: float, unit: str) -> str:
         return f"{value * 1000:.0f} ms" if value < 0.9995 else f"{value:.1f} s"
     if unit == "B":
         return f"{value / 1e6:.1f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
+    if unit == "/s":
+        return f"{value:.1f} /s"
     return f"{value:.2f}"

@@ -120,7 +120,7 @@ class PeakWatcher:
     def _watch(self) -> None:
         while not self._done.wait(_POLL_S):
             total = sum(_field(pid, "smaps_rollup", "Pss:") for pid in _tree(self._pid))
-            self._peak_bytes = max(self._peak_bytes, total, _field(self._pid, "status", "VmHWM:"))
+            self._peak_bytes = max(self._peak_bytes, total, status_bytes(self._pid, "VmHWM:"))
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -138,6 +138,11 @@ def _program(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
     return ""
+
+
+def status_bytes(pid: int, name: str) -> int:
+    """Read a size from a process's status (proc(5)), such as "VmRSS:"; 0 when the process is gone."""
+    return _field(pid, "status", name)
 
 
 def _field(pid: int, file: str, name: str) -> int:

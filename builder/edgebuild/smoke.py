@@ -89,7 +89,7 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
         config = _run_section(image.config)
         _install(qemu, root)
         with log_path.open("w+b") as log:
-            port = _free_port()
+            port = free_port()
             # One core stays free: threads that wait for each other in an emulator on a busy machine wait very long.
             threads = max(1, host.cpu_count - 1)
             guest = _guest_argv(config, cpu_model=cpu_model, port=port, threads=threads)
@@ -235,7 +235,8 @@ def _guest_argv(config: Mapping[str, Any], *, cpu_model: str, port: int, threads
     return ["/.qemu", "-cpu", cpu_model, *given, *config["Entrypoint"], *config.get("Cmd", [])]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

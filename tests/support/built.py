@@ -17,7 +17,8 @@ import pytest
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.engine.native import NativeEngine
-from edgebuild.host import make_host
+from edgebuild.host import Host, make_host
+from edgebuild.lock import load_lock
 from edgebuild.locking import obtain_lock
 from edgebuild.oci.layer import Role
 from edgebuild.oci.platform import Platform
@@ -212,16 +213,7 @@ def make_edgebuild(folder: Path, store: Path) -> Edgebuild:
 
 def host_engine(store: Path, lock: Path) -> Path:
     """Return the folder that holds the package `llama_cpp` for this machine: the very artifact that goes into images."""
-    host = make_host(
-        environment=os.environ,
-        working_directory=Path.cwd(),
-        cpu_count=len(os.sched_getaffinity(0)),
-        now_s=int(time.time()),
-        cache=store,
-    )
-    progress = SilentProgress()
-    opened = Store(host.cache_directory, progress=progress)
-    sources = Sources(host=host, store=opened, progress=progress)
+    host, opened, sources = _open(store)
     here, name = Platform.of_machine(host.machine), ARTIFACTS[Role.ENGINE]
     settled = obtain_lock(
         lock,
@@ -230,10 +222,10 @@ def host_engine(store: Path, lock: Path) -> Path:
         update=False,
         host=host,
         store=opened,
-        progress=progress,
+        progress=SilentProgress(),
         sources=sources,
     )
-    engine = NativeEngine(lock=settled, sources=sources, store=opened, host=host, progress=progress)
+    engine = NativeEngine(lock=settled, sources=sources, store=opened, host=host, progress=SilentProgress())
     return engine.artifact(name, here).tree
 
 
@@ -256,3 +248,24 @@ def demo_model() -> Path:
 
     given = os.environ.get("EDGEBUILD_TEST_MODEL")
     return Path(given) if given else demo_model_path()
+
+
+def engine_source(store: Path, lock: Path) -> Path:
+    """Return the source archive that the engine is built from, llama-cpp-python's, by a lock that has it."""
+    host, _, sources = _open(store)
+    inputs = load_lock(lock).inputs(
+        ARTIFACTS[Role.ENGINE], Platform.of_machine(host.machine), machine=host.machine
+    )
+    return sources.fetch_all(tuple(item for item in inputs if item.name == "llama-cpp-python"))[0]
+
+
+def _open(store: Path) -> tuple[Host, Store, Sources]:
+    host = make_host(
+        environment=os.environ,
+        working_directory=Path.cwd(),
+        cpu_count=len(os.sched_getaffinity(0)),
+        now_s=int(time.time()),
+        cache=store,
+    )
+    opened = Store(host.cache_directory, progress=SilentProgress())
+    return host, opened, Sources(host=host, store=opened, progress=SilentProgress())

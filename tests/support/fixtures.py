@@ -13,7 +13,7 @@ from tests.support.peers.docker import DockerDaemon, running_dockerd
 from tests.support.peers.errors import PeerUnavailableError
 from tests.support.peers.fetch import peer_prefix
 from tests.support.peers.registry import Registry, running_registry
-from tests.support.peers.tool import Tool
+from tests.support.peers.tool import Tool, loader_argv
 
 _T = TypeVar("_T")
 
@@ -115,13 +115,9 @@ def oras(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
 def skopeo(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
     """skopeo 1.18, started by the loader of its own suite."""
     prefix = peers.get(lambda: peer_prefix("skopeo"))
-    path = prefix / "usr/bin/skopeo"
-    libraries = prefix / "usr/lib/x86_64-linux-gnu"
-    loader = libraries / "ld-linux-x86-64.so.2"
+    program = "usr/bin/skopeo"
     return Tool(
-        path=path,
-        home=tmp_path_factory.mktemp("skopeo"),
-        prefix=(str(loader), "--library-path", str(libraries), str(path)),
+        path=prefix / program, home=tmp_path_factory.mktemp("skopeo"), prefix=loader_argv(prefix, program)
     )
 
 

@@ -3,7 +3,8 @@
 Both have the same vocabulary layout (SPM with byte tokens, ChatML control tokens, a chat template) and are the same
 bytes for the same arguments.
 
-    write_tiny_gguf(path, *, dim=256, ff=512, layers=2, context_tokens=512, seed=0, dtype="f16", chat_template=CHATML)
+    write_tiny_gguf(path, *, dim=256, ff=512, layers=2, vocabulary_tokens=0, context_tokens=512, seed=0, dtype="f16",
+                    chat_template=CHATML)
     write_scripted_gguf(path, *, scripts, context_tokens=2048, chat_template=CHATML)
 """
 
@@ -158,6 +159,7 @@ def write_tiny_gguf(
     dim: int = 256,
     ff: int = 512,
     layers: int = 2,
+    vocabulary_tokens: int = 0,
     context_tokens: int = 512,
     seed: int = 0,
     dtype: str = "f16",
@@ -167,7 +169,9 @@ def write_tiny_gguf(
 
     Args:
         dim: Embedding length, a multiple of 64; of 256 where K-quants are to be made from it.
-        ff: Length of the feed-forward layer.
+        ff: Length of the feed-forward layer; likewise.
+        vocabulary_tokens: Size that the vocabulary is filled up to with words that no prompt turns into; such a model
+            says no control token, so that every answer is as long as it may be. 0 leaves it small.
         context_tokens: Longest context that the header declares.
         dtype: `f16` or `f32`; with `f32`, greedy text does not depend on what else is in the batch.
         chat_template: Jinja text; None leaves the key out.
@@ -177,6 +181,9 @@ def write_tiny_gguf(
     """
     vocabulary = _base_vocabulary()
     _add_words(vocabulary)
+    is_filled = vocabulary.size < vocabulary_tokens
+    while vocabulary.size < vocabulary_tokens:
+        vocabulary.add(f"▁word{vocabulary.size}", TokenType.NORMAL, -1000.0 - vocabulary.size)
     random = np.random.default_rng(seed)
     heads, kv_heads = dim // 64, max(1, dim // 128)
     kv_dim = dim * kv_heads // heads
@@ -200,10 +207,11 @@ def write_tiny_gguf(
             f"{block}.ffn_up.weight": matrix(ff, dim),
             f"{block}.ffn_down.weight": matrix(dim, ff),
         }
-    tensors |= {
-        "output_norm.weight": np.ones(dim, dtype=np.float32),
-        "output.weight": matrix(vocabulary.size, dim) * np.float32(4),
-    }
+    output = matrix(vocabulary.size, dim) * np.float32(4)
+    if is_filled:
+        # The largest of so many random logits is far above 0.
+        output[: len(CONTROL)] = 0.0
+    tensors |= {"output_norm.weight": np.ones(dim, dtype=np.float32), "output.weight": output}
     return _write(
         path, vocabulary, tensors, dim=dim, ff=ff, layers=layers, heads=heads, kv_heads=kv_heads,
         context_tokens=context_tokens, dtype=dtype, chat_template=chat_template, eos=EOS,

@@ -16,6 +16,24 @@ BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
+def loader_argv(prefix: Path, program: str, *, folders: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Start a program of a peer that brings its own libc, by the loader of that: this machine's may be older.
+
+    Args:
+        prefix: Folder of the peer.
+        program: Path of the program in it.
+        folders: Folders of libraries, below the usual one.
+    """
+    usual = prefix / "usr/lib/x86_64-linux-gnu"
+    libraries = ":".join(map(os.fspath, (usual, *(usual / folder for folder in folders))))
+    return (
+        os.fspath(usual / "ld-linux-x86-64.so.2"),
+        "--library-path",
+        libraries,
+        os.fspath(prefix / program),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     """What a finished program left; both streams decoded as UTF-8 with replacement."""

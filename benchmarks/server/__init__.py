@@ -1,0 +1,173 @@
+"""The server in the image, beside llama.cpp's own, llama-cpp-python's, and a bare loop over the image's library.
+
+The image is built with a model of random weights, unpacked, and its entrypoint started in it. All contenders stand side
+by side and take turns; none works while another is asked.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from benchmarks.bench import Bench
+from benchmarks.figures import Figure, Peer, median
+from benchmarks.server.answers import Asked, ask, prompt_tokens
+from benchmarks.server.bare import BARE_LOOP, Loop, bare_loop
+from benchmarks.server.image import Running, Unpacked, make_image, running_image
+from benchmarks.server.peers import LLAMA_CPP_PYTHON, LLAMA_SERVER, llama_cpp_python, llama_server
+from tests.support.built import engine_source
+from tests.support.soak import CLIENTS, GROWTH, REQUESTS, all_slots_answer, soak
+from tests.support.tiny_gguf import write_tiny_gguf
+
+MEMORY_LIMIT_BYTES = 60_000_000
+READY_LIMIT_S = 1.5
+_CONTEXT_TOKENS, _SLOTS, _THREADS = 2048, 4, 2
+_ONE = Asked(streams=1, prompt_tokens=32, output_tokens=192)
+_FOUR = Asked(streams=_SLOTS, prompt_tokens=32, output_tokens=96)
+_FIRST = Asked(streams=1, prompt_tokens=400, output_tokens=2)
+_OURS = "edgeserve"
+_ROUNDS, _STARTS = 5, 5
+
+Samples = dict[tuple[Asked, str], list[float]]
+
+
+def run(bench: Bench) -> Iterator[Figure]:
+    """Measure speed with a model of random weights, and the rest with the demo model."""
+    yield from _speed(bench)
+    demo = make_image(bench, bench.model, "demo")
+    yield from _start(bench, demo)
+    yield _soak(bench, demo)
+
+
+def _speed(bench: Bench) -> Iterator[Figure]:
+    model = write_tiny_gguf(
+        bench.folder / "random.gguf",
+        dim=768,
+        ff=1536,
+        layers=24,
+        vocabulary_tokens=32000,
+        context_tokens=2048,
+    )
+    image = make_image(bench, model, "random")
+    model.unlink()
+    settings = {"EDGE_SLOTS": _SLOTS, "EDGE_THREADS": _THREADS, "EDGE_CONTEXT_TOKENS": _CONTEXT_TOKENS}
+    same = {"context_tokens": _CONTEXT_TOKENS, "threads": _THREADS}
+    with ExitStack() as stack:
+        servers = (
+            stack.enter_context(running_image(image, settings)),
+            stack.enter_context(llama_server(bench.folder, image.model_file, slots=_SLOTS, **same)),
+            stack.enter_context(
+                llama_cpp_python(bench.folder, image, engine_source(bench.cache, bench.lock), **same)
+            ),
+        )
+        loop = stack.enter_context(bare_loop(image, **same))
+        lengths = {server.name: prompt_tokens(server, replace(_ONE, output_tokens=8)) for server in servers}
+        if len(set(lengths.values())) != 1:
+            raise SystemExit(f"the servers make different tokens of one prompt: {lengths}")
+        samples = _take_turns(servers, loop, bench.rounds(_ROUNDS))
+    yield from _speed_figures(samples)
+
+
+def _take_turns(servers: tuple[Running, ...], loop: Loop, rounds: int) -> Samples:
+    """Ask everybody everything, in another order each round."""
+    samples: Samples = defaultdict(list)
+    for number in range(rounds + 1):
+        # The first round warms up.
+        seed = number + 1
+        taken: Samples = defaultdict(list)
+        for server in servers if number % 2 else reversed(servers):
+            if server.name != LLAMA_CPP_PYTHON:
+                taken[_ONE, server.name].append(ask(server, _ONE, seed=seed).tokens_per_s)
+                taken[_FIRST, server.name].append(ask(server, _FIRST, seed=seed).first_s)
+            taken[_FOUR, server.name].append(ask(server, _FOUR, seed=seed).tokens_per_s)
+        taken[_ONE, BARE_LOOP].append(loop.ask(_ONE, seed=seed))
+        if number:
+            for key, values in taken.items():
+                samples[key] += values
+    return samples
+
+
+def _speed_figures(samples: Samples) -> Iterator[Figure]:
+    def peer(asked: Asked, name: str, **promise: float) -> Peer:
+        return Peer(name=name, value=median(samples[asked, name]), **promise)
+
+    def figure(name: str, unit: str, asked: Asked, *peers: Peer) -> Figure:
+        mine = tuple(samples[asked, _OURS])
+        note = f"median of {len(mine)}; {asked}"
+        return Figure(name=name, unit=unit, ours=median(mine), peers=peers, samples=mine, note=note)
+
+    yield figure(
+        "tokens, one stream",
+        "/s",
+        _ONE,
+        peer(_ONE, LLAMA_SERVER, ratio_at_least=0.95),
+        peer(_ONE, BARE_LOOP, ratio_at_least=0.97),
+    )
+    yield figure(
+        f"tokens, {_SLOTS} at once",
+        "/s",
+        _FOUR,
+        peer(_FOUR, LLAMA_SERVER, ratio_at_least=0.90),
+        peer(_FOUR, LLAMA_CPP_PYTHON, ratio_at_least=2.0),
+    )
+    yield figure(
+        f"first token after a prompt of {_FIRST.prompt_tokens} words",
+        "s",
+        _FIRST,
+        peer(_FIRST, LLAMA_SERVER, ratio_at_most=1.15),
+    )
+
+
+def _start(bench: Bench, demo: Unpacked) -> Iterator[Figure]:
+    """Start the image with the demo model and its own settings, and look at its memory after an answer."""
+    ready: list[float] = []
+    resident: list[int] = []
+    for _ in range(bench.rounds(_STARTS) + 1):
+        with running_image(demo, {}) as server:
+            soak(server.port, model=server.model, requests=1)
+            ready.append(server.ready_s)
+            resident.append(server.resident_bytes)
+    shape = {"context_tokens": 1024, "slots": 2, "threads": _THREADS}
+    with llama_server(bench.folder, demo.model_file, **shape) as peer:
+        prompt_tokens(peer, Asked(streams=1, prompt_tokens=8, output_tokens=1))
+        theirs = (
+            Peer(name=LLAMA_SERVER, value=peer.ready_s),
+            Peer(name=LLAMA_SERVER, value=peer.resident_bytes),
+        )
+    yield Figure(
+        name="ready after start, demo model",
+        unit="s",
+        ours=median(ready[1:]),
+        limit=READY_LIMIT_S,
+        peers=theirs[:1],
+        samples=tuple(ready[1:]),
+        note=f"median of {len(ready) - 1} after one to warm up",
+    )
+    yield Figure(
+        name="resident memory, demo model with its cache",
+        unit="B",
+        ours=median(resident),
+        limit=MEMORY_LIMIT_BYTES,
+        peers=theirs[1:],
+        samples=tuple(resident),
+    )
+
+
+def _soak(bench: Bench, demo: Unpacked) -> Figure:
+    """Run the soak after one that warms up; a failure of any request ends the run."""
+    requests = REQUESTS // 10 if bench.quick else REQUESTS
+    settings = {"EDGE_SLOTS": _SLOTS, "EDGE_THREADS": _THREADS, "EDGE_QUEUE": CLIENTS}
+    with running_image(demo, settings) as server:
+        soak(server.port, model=server.model, requests=requests // 2, seed=1)
+        before_bytes = server.resident_bytes
+        soak(server.port, model=server.model, requests=requests)
+        after_bytes = server.resident_bytes
+        if not all_slots_answer(server.port, model=server.model, slots=_SLOTS, output_tokens=256):
+            raise SystemExit("after the soak not all slots are free")
+    return Figure(
+        name=f"memory after {requests} requests of {CLIENTS} clients",
+        unit="x",
+        ours=after_bytes / before_bytes,
+        limit=1 + GROWTH,
+        note=f"a tenth left midway, no other failed, all slots free; {after_bytes} B after, {before_bytes} B before",
+    )

@@ -1,0 +1,165 @@
+"""Our server as a device has it: an image unpacked, its entrypoint started in it, with its own Python and libraries."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.bench import Bench
+from benchmarks.measuring import status_bytes
+from edgebuild.oci.layout import read_layout
+from edgebuild.sandbox import sandbox_argv
+from edgebuild.smoke import unpack
+from tests.support.peers.tool import wait_until
+
+PROFILE = "x86"
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
+_PORT = re.compile(r" start .* port=(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """An image, unpacked.
+
+    Attributes:
+        root: The folder that is its root.
+        user: Numbers of user and group, with a colon.
+        environment: Its environment.
+        argv: Its entrypoint and command.
+        model: What clients call its model.
+        model_file: The model, on this machine.
+    """
+
+    root: Path
+    user: str
+    environment: Mapping[str, str]
+    argv: tuple[str, ...]
+    model: str
+    model_file: Path
+
+    def wrapped(self, argv: Sequence[str]) -> list[str]:
+        """Give the command that runs another inside, as the image's user."""
+        uid, _, gid = self.user.partition(":")
+        return sandbox_argv(self.root, argv, uid=uid, gid=gid)
+
+    def variables(self, settings: Mapping[str, object]) -> dict[str, str]:
+        """Give the environment inside; PATH is this machine's, for the programs that make the namespace."""
+        path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+        return {**self.environment, "PATH": path} | {name: str(value) for name, value in settings.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        name: Which one.
+        port: On the loopback.
+        model: What clients call its model.
+        pid: Its process.
+        ready_s: Seconds from the start of the process until it answered.
+        log: What it wrote.
+    """
+
+    name: str
+    port: int
+    model: str
+    pid: int
+    ready_s: float
+    log: Path
+
+    @property
+    def resident_bytes(self) -> int:
+        """Its resident memory, shared pages included (proc(5), VmRSS)."""
+        return status_bytes(self.pid, "VmRSS:")
+
+
+def make_image(bench: Bench, model: str | Path, name: str) -> Unpacked:
+    """Build an image with a model, as a user does, and unpack it."""
+    layout, root = bench.folder / f"{name}-layout", bench.folder / name
+    bench.image("--profile", PROFILE, "--model", model, "--no-test", "--output", layout)
+    image = read_layout(layout).index().images[0]
+    root.mkdir(mode=0o755)
+    unpack(image.layers, root)
+    for folder in ("dev", "proc"):
+        (root / folder).mkdir(exist_ok=True)
+    config = json.loads(image.config)["config"]
+    runtime = json.loads((root / "etc/edgebuild/runtime.json").read_text("utf-8"))
+    return Unpacked(
+        root=root,
+        user=config["User"],
+        environment=dict(variable.split("=", 1) for variable in config["Env"]),
+        argv=(*config["Entrypoint"], *config["Cmd"]),
+        model=runtime["model"]["name"],
+        model_file=root / runtime["model"]["files"][0].lstrip("/"),
+    )
+
+
+@contextmanager
+def running_image(image: Unpacked, settings: Mapping[str, object]) -> Iterator[Running]:
+    """Start the image's entrypoint on a free port of the loopback, and stop it at the end.
+
+    Args:
+        image: The image.
+        settings: Variables of the server, such as EDGE_SLOTS.
+    """
+    log = image.root.with_name(f"{image.root.name}.log")
+    own = {"EDGE_HOST": "127.0.0.1", "EDGE_PORT": 0}
+    with running(
+        image.wrapped(image.argv), log=log, environment=image.variables(own | dict(settings))
+    ) as process:
+        begin_s = time.monotonic()
+        ready_s = wait_for_log(process, log, " ready ") - begin_s
+        port = _PORT.search(log.read_text("utf-8"))
+        assert port is not None
+        yield Running(
+            name="edgeserve",
+            port=int(port[1]),
+            model=image.model,
+            pid=process.pid,
+            ready_s=ready_s,
+            log=log,
+        )
+
+
+@contextmanager
+def running(
+    argv: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program with its output in a file, until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_for_log(process: "subprocess.Popen[bytes]", log: Path, text: str) -> float:
+    """Wait until a program has logged a text; return when that was seen, on the monotonic clock."""
+    wait_until(
+        lambda: text in log.read_text("utf-8", "replace"),
+        lambda: process.poll() is None,
+        log=log,
+        what=log.stem,
+        timeout_s=_START_TIMEOUT_S,
+    )
+    return time.monotonic()
