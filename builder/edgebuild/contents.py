@@ -64,6 +64,10 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
                 "queue": limits.queue,
                 "client_requests": limits.client_requests,
             },
+            "metrics": {
+                "enabled": profile.server.metrics.enabled,
+                "open": profile.server.metrics.open,
+            },
         },
         "memory": {"need_bytes": plan.fit.need_bytes, "budget_bytes": plan.fit.budget_bytes},
     }

@@ -137,6 +137,13 @@ class Limits(Section):
     )
 
 
+class Metrics(Section):
+    """What Prometheus may read of the server."""
+
+    enabled: bool = Field(default=True, description="Whether there is a /metrics; without it 3 MB are saved")
+    open: bool = Field(default=False, description="Whether /metrics needs neither key nor certificate")
+
+
 class Server(Section):
     """The server in the image."""
 
@@ -147,6 +154,7 @@ class Server(Section):
         default=1, ge=1, le=64, description="Requests computed side by side; each has its own context"
     )
     limits: Limits = Field(default=Limits(), description="Hard caps of the server")
+    metrics: Metrics = Field(default=Metrics(), description="What Prometheus may read of the server")
 
 
 class Balena(Section):

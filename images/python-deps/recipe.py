@@ -19,6 +19,8 @@ from trees import settle_modes, unpack_wheel
 # RECORD lists files that are left out here; the other metadata files say nothing about the content.
 _UNWANTED = re.compile(
     r"(^|/)(tests?|testing)/|\.pyi$|(^|/)py\.typed$|\.[ch]$|\.dist-info/(RECORD|INSTALLER|REQUESTED|direct_url\.json)$"
+    # cryptography needs the module _cffi_backend; these compile declarations, for those who build extension modules.
+    r"|^(cffi|pycparser)/"
 )
 
 
@@ -42,7 +44,7 @@ def build(arguments: Arguments) -> None:
 
 
 def check_libraries(root: Path, machine: str) -> None:
-    """Refuse extension modules for another processor, or that need a library besides glibc's.
+    """Refuse extension modules for another processor, or that need a library besides those that come with glibc.
 
     Raises:
         RecipeError: The first fault, with the file's name.
@@ -52,7 +54,10 @@ def check_libraries(root: Path, machine: str) -> None:
         if elf is None or elf.machine != machine:
             raise RecipeError(f"{path.relative_to(root)} is not a library for {machine}")
         for needed in elf.needed:
-            if not re.fullmatch(r"(libc|libm|libpthread|libdl|librt)\.so\.[0-9]+|ld-linux-.*", needed):
+            # libc6 depends on libgcc_s1, for unwinding.
+            if not re.fullmatch(
+                r"(libc|libm|libpthread|libdl|librt|libgcc_s)\.so\.[0-9]+|ld-linux-.*", needed
+            ):
                 raise RecipeError(f"{path.relative_to(root)} needs {needed}, which the image does not have")
 
 

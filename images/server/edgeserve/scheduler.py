@@ -13,7 +13,7 @@ from typing import Final
 
 from edgeserve.answers import End, Fault, FaultKind, Output, Text
 from edgeserve.deadlines import Deadlines
-from edgeserve.engine.protocol import Engine, ModelFacts, Request
+from edgeserve.engine.protocol import Engine, EngineStats, ModelFacts, Request
 from edgeserve.log import Log
 from edgeserve.worker import Delivery, Job, Worker
 
@@ -136,6 +136,11 @@ class Scheduler:
     def facts(self) -> ModelFacts:
         """The loaded model."""
         return self.engine.facts
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """What the engine counted up to its last forward pass, None before the first; from any thread."""
+        return self._worker.stats
 
     @property
     def queued(self) -> int:

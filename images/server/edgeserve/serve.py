@@ -19,14 +19,15 @@ from edgeserve.access.opening import Access, open_access
 from edgeserve.access.watched import AccessError, refresh_forever
 from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import Engine
-from edgeserve.http.app import PROBES, App
+from edgeserve.http.app import ROUTINE, App
 from edgeserve.http.server import EdgeServer, listen, make_server
 from edgeserve.log import Log, bridge_logging
-from edgeserve.records import RequestLog
+from edgeserve.records import Observer, RequestLog
 from edgeserve.scheduler import Scheduler, State
 from edgeserve.settings import Runtime
 
 if TYPE_CHECKING:
+    from edgeserve.metrics.exposition import Metrics
     from edgeserve.prompts import PromptMaker
 
 # After the running requests are cut off: to send their last bytes, and for the forward pass in progress.
@@ -53,8 +54,17 @@ class Service:
             log=log,
             on_change=self._on_change,
         )
+        self._metrics = self._make_metrics()
+        observers: list[Observer] = [RequestLog(log, quiet=ROUTINE)]
+        if self._metrics is not None:
+            observers.append(self._metrics.requests)
         self._app = App(
-            runtime, self._scheduler, door=access.door, log=log, observers=(RequestLog(log, quiet=PROBES),)
+            runtime,
+            self._scheduler,
+            door=access.door,
+            log=log,
+            observers=observers,
+            metrics=self._metrics,
         )
         self._server: EdgeServer = make_server(
             self._app, shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S
@@ -88,12 +98,22 @@ class Service:
             self._server.abort_connections()
             if self._prompts is not None:
                 self._prompts.close()
+            if self._metrics is not None:
+                self._metrics.close()
         is_over = await asyncio.to_thread(self._scheduler.close, _LAST_PASS_S)
         self._log.info("stopped", code=self._code, seconds=time.monotonic() - self._started)
         if not is_over:
             # The thread is inside a forward pass, which nothing can interrupt; the process can end without it.
             os._exit(self._code)
         return self._code
+
+    def _make_metrics(self) -> Metrics | None:
+        if not self._runtime.server.metrics.enabled:
+            return None
+        # 3 MB of memory, which a device without Prometheus keeps.
+        from edgeserve.metrics.exposition import Metrics  # noqa: PLC0415
+
+        return Metrics(self._runtime, self._scheduler, quiet=ROUTINE)
 
     def _make_engine(self) -> Engine:
         """Load the model and what depends on it; runs in the engine's thread, so that the event loop can answer probes."""

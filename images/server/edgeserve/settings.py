@@ -132,6 +132,16 @@ class AccessSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """What Prometheus may read."""
+
+    enabled: bool = _flag(default=True, doc="Whether there is a /metrics", env="EDGE_METRICS")
+    open: bool = _flag(
+        default=False, doc="Whether /metrics needs neither key nor certificate", env="EDGE_METRICS_OPEN"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """Where and for how long the server listens."""
 
@@ -151,6 +161,7 @@ class ServerSettings:
     )
     access: AccessSettings = _section(AccessSettings, "Who may use the server")  # noqa: RUF009 - makes a field
     limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
+    metrics: MetricsSettings = _section(MetricsSettings, "What Prometheus may read")  # noqa: RUF009 - makes a field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from edgeserve.engine.detokenize import TextAssembler
 from edgeserve.engine.protocol import (
     Engine,
     EngineError,
+    EngineStats,
     Event,
     Finish,
     FinishReason,
@@ -84,6 +85,8 @@ class Worker:
         # The thread's own.
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: dict[str, Job] = {}
+        # Replaced as a whole after every pass, so that any thread may read it.
+        self.stats: EngineStats | None = None
 
     def start(self) -> None:
         """Start the thread, which loads the engine first."""
@@ -124,6 +127,7 @@ class Worker:
         try:
             engine = self._make_engine()
             _warm_up(engine)
+            self.stats = engine.stats()
             self._listener.on_open(engine)
             while self._turn(engine):
                 pass
@@ -158,6 +162,7 @@ class Worker:
             self._admit(engine, deliveries)
             for event in engine.step():
                 self._take(engine, event, deliveries)
+        self.stats = engine.stats()
         if deliveries:
             self._listener.on_outputs(deliveries)
         return not is_closing

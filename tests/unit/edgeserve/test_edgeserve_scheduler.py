@@ -90,7 +90,15 @@ class LetterEngine:
         return self._finish(request_id, FinishReason.CANCELLED) if request_id in self.running else None
 
     def stats(self) -> EngineStats:
-        raise NotImplementedError
+        return EngineStats(
+            slots=self.facts.slots,
+            busy_slots=len(self.running),
+            kv_tokens=sum(self.running.values()),
+            prompt_tokens=len(self.prompts),
+            cached_tokens=0,
+            output_tokens=0,
+            steps=0,
+        )
 
     def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         assert not special

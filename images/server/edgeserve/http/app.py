@@ -25,9 +25,13 @@ from edgeserve.settings import Runtime
 
 if TYPE_CHECKING:
     from edgeserve.generate import Generator
+    from edgeserve.metrics.exposition import Metrics
 
 _MODEL_PREFIX: Final = "/v1/models/"
 PROBES: Final = frozenset({"/livez", "/readyz"})
+_METRICS: Final = "/metrics"
+# What is asked for all day: noted only where it fails.
+ROUTINE: Final = PROBES | {_METRICS}
 
 Handler = Callable[[Exchange, Record], Awaitable[None]]
 
@@ -43,12 +47,14 @@ class App:
         door: Door,
         log: Log,
         observers: Sequence[Observer],
+        metrics: Metrics | None = None,
     ) -> None:
         self._runtime = runtime
         self._scheduler = scheduler
         self._door = door
         self._log = log
         self._observers = tuple(observers)
+        self._metrics = metrics
         self._generator: Generator | None = None
         self._ready_at = int(time.time())
         limits = runtime.server.limits
@@ -61,6 +67,9 @@ class App:
             "/livez": ("GET", self._livez),
             "/readyz": ("GET", self._readyz),
         }
+        if metrics is not None:
+            self._routes[_METRICS] = ("GET", self._scrape)
+        self._open = ROUTINE if runtime.server.metrics.open else PROBES
 
     def open(self, generator: Generator) -> None:
         """Serve from now on."""
@@ -94,7 +103,7 @@ class App:
                 observer.on_request(record)
 
     async def _dispatch(self, exchange: Exchange, record: Record) -> None:
-        if exchange.path not in PROBES:
+        if exchange.path not in self._open:
             # Before all else: who may not use the server learns nothing of its routes either.
             record.client = self._door.admit(
                 certified=exchange.certified, authorization=exchange.header("authorization")
@@ -201,3 +210,8 @@ class App:
             "cpu_variant": self._scheduler.facts.cpu_variant,
         }
         await exchange.answer(200, document)
+
+    async def _scrape(self, exchange: Exchange, _record: Record) -> None:
+        assert self._metrics is not None
+        text = await asyncio.get_running_loop().run_in_executor(self._metrics.worker, self._metrics.render)
+        await exchange.answer(200, text, {"content-type": self._metrics.content_type})

@@ -1,0 +1,1 @@
+"""What Prometheus reads at /metrics; imported only where it is on."""

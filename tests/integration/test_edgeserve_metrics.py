@@ -1,0 +1,147 @@
+"""/metrics of a real server."""
+
+import http.client
+import json
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.fixtures import Peers
+from tests.support.llama import MODEL_NAME, ServerProcess, running_server
+from tests.support.peers.fetch import peer_prefix
+from tests.support.peers.tool import BASE_PATH, run
+
+_LOOP = {"model": MODEL_NAME, "prompt": "loop", "temperature": 0}
+
+
+def _scrape(server: ServerProcess, **headers: str) -> tuple[int, str, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("GET", "/metrics", headers=headers)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, response.headers["content-type"], text
+
+
+def samples(text: str) -> dict[str, float]:
+    """Values by name and labels, as `name{label="value"}`."""
+    return {
+        sample.name
+        + (
+            "{" + ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items())) + "}"
+            if sample.labels
+            else ""
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def _values(server: ServerProcess) -> dict[str, float]:
+    status, kind, text = _scrape(server)
+    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    return samples(text)
+
+
+def _complete(server: ServerProcess, document: dict[str, Any]) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", "/v1/completions", json.dumps(document), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
+def test_counts_what_happens(llama_host: Path, scripted_model: Path, tmp_path: Path, peers: Peers) -> None:
+    with running_server(llama_host, tmp_path, scripted_model) as server:
+        before = _values(server)
+        assert before["edgeserve_ready"] == 1
+        assert before["edgeserve_slots"] == 2
+        assert before["edgeserve_kv_places"] == 2048
+        assert _complete(server, _LOOP | {"max_tokens": 20}) == 200
+        assert _complete(server, _LOOP | {"max_tokens": 20}) == 200
+        assert _complete(server, _LOOP | {"max_tokens": -1}) == 400
+        assert _complete(server, _LOOP | {"model": "another"}) == 404
+        status, _, text = _scrape(server)
+        after = samples(text)
+        resident = server.resident_bytes
+    assert status == 200
+    assert after['edgeserve_requests_total{client="anonymous",interface="http",outcome="ok"}'] == 2
+    assert after['edgeserve_requests_total{client="anonymous",interface="http",outcome="invalid"}'] == 2
+    assert after["edgeserve_output_tokens_total"] - before["edgeserve_output_tokens_total"] == 40
+    assert (
+        after['edgeserve_prompt_tokens_total{source="cached"}']
+        > before['edgeserve_prompt_tokens_total{source="cached"}']
+    )
+    assert after["edgeserve_time_to_first_token_seconds_count"] == 2
+    assert after["edgeserve_time_per_token_seconds_count"] == 2
+    assert 0 < after["edgeserve_kv_tokens"] <= 2048
+    assert after["edgeserve_slots_busy"] == after["edgeserve_queue_requests"] == 0
+    assert (
+        after["process_resident_memory_bytes"] == resident
+        or abs(after["process_resident_memory_bytes"] / resident - 1) < 0.1
+    )
+    assert 'edgeserve_device_cpu_seconds_total{mode="busy"}' in after
+    # The tool's own verdict on names, units and help texts.
+    promtool = peers.get(lambda: peer_prefix("prometheus")) / "usr/bin/promtool"
+    checked = run([promtool, "check", "metrics"], env={"PATH": BASE_PATH}, stdin=text.encode(), check=False)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_the_page_names_every_metric(tiny_server: ServerProcess) -> None:
+    page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text("utf-8")
+    named = set(re.findall(r"`(edgeserve_[a-z_]+)`", page))
+    text = _scrape(tiny_server)[2]
+    families = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(text)
+    }
+    found = {name for name in families if name.startswith("edgeserve_")}
+    # A device without sensors has no temperatures, one without requests no requests.
+    assert found <= named
+    assert named - found <= {"edgeserve_device_temperature_celsius", "edgeserve_requests_total"}
+
+
+def test_while_the_server_is_busy(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
+    settings = {"engine.context_tokens": 65536, "server.limits.output_tokens": 65000, "engine.slots": 1}
+    with running_server(llama_host, tmp_path, scripted_model, settings) as server:
+        document = _LOOP | {"max_tokens": 3000}
+        threads = [threading.Thread(target=_complete, args=(server, document)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 20
+        while (found := _values(server))["edgeserve_queue_requests"] < 2 or found["edgeserve_slots_busy"] < 1:
+            assert time.monotonic() < deadline, found
+        assert found["edgeserve_queue_places"] == 16
+        for thread in threads:
+            thread.join(60)
+        assert _values(server)["edgeserve_queue_requests"] == 0
+
+
+def test_can_be_switched_off(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with running_server(llama_host, tmp_path, tiny_model, {"server.metrics.enabled": False}) as server:
+        assert _scrape(server)[0] == 404
+        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert "_rust.abi3.so" not in maps
+
+
+def test_needs_a_key_where_keys_are_on(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
+    from edgeserve.access.keys import make_key
+
+    key, line = make_key("prometheus")
+    (tmp_path / "keys").write_text(line + "\n")
+    settings = {"server.access.keys_file": str(tmp_path / "keys")}
+    with running_server(llama_host, tmp_path, tiny_model, settings) as server:
+        assert _scrape(server)[0] == 401
+        status, _, text = _scrape(server, Authorization=f"Bearer {key}")
+        assert status == 200
+        assert (
+            samples(text)['edgeserve_requests_total{client="anonymous",interface="http",outcome="denied"}']
+            == 1
+        )
+    with running_server(llama_host, tmp_path, tiny_model, settings | {"server.metrics.open": True}) as server:
+        assert _scrape(server)[0] == 200
