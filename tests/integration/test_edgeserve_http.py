@@ -407,15 +407,6 @@ def test_a_slow_reader_does_not_slow_the_others(
             assert _answers(server)
 
 
-def test_many_idle_connections(scripted_server: ServerProcess) -> None:
-    connections = [socket.create_connection(("127.0.0.1", scripted_server.port)) for _ in range(300)]
-    try:
-        assert _answers(scripted_server)
-    finally:
-        for connection in connections:
-            connection.close()
-
-
 def test_pipelined_and_kept_alive_requests(scripted_server: ServerProcess) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", scripted_server.port, timeout=10)
     for _ in range(3):

@@ -20,8 +20,10 @@ from edgeserve.access.watched import AccessError, refresh_forever
 from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import Engine
 from edgeserve.http.app import ROUTINE, App
+from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, listen, make_server
 from edgeserve.log import Log, bridge_logging
+from edgeserve.probe import serve_probe
 from edgeserve.records import Observer, RequestLog
 from edgeserve.scheduler import Scheduler, State
 from edgeserve.settings import Runtime
@@ -67,7 +69,9 @@ class Service:
             metrics=self._metrics,
         )
         self._server: EdgeServer = make_server(
-            self._app, shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S
+            self._app,
+            Gate(tls=access.tls, limits=runtime.server.limits, log=log),
+            shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S,
         )
 
     async def run(self) -> int:
@@ -79,12 +83,14 @@ class Service:
         settings = self._runtime.server
         try:
             listener = listen(settings.host, settings.port)
+            port = listener.getsockname()[1]
+            probe = await serve_probe(settings.host, port, lambda: self._app.status().value)
         except OSError as error:
             self._log.error(
                 "listen", host=settings.host, port=settings.port, problem=error.strerror or str(error)
             )
             return exits.LISTEN
-        self._log_start(listener.getsockname()[1])
+        self._log_start(port)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -95,6 +101,7 @@ class Service:
             await self._server.serve(sockets=[listener])
         finally:
             refreshing.cancel()
+            probe.close()
             self._server.abort_connections()
             if self._prompts is not None:
                 self._prompts.close()
@@ -176,12 +183,8 @@ class Service:
         self._log_access()
 
     def _log_access(self) -> None:
-        keys = self._access.keys
-        fields: dict[str, object] = {"tls": "off", "keys": "off" if keys is None else len(keys.value)}
-        if keys is None:
-            self._log.warning("access", **fields, note="anyone who reaches this port can use the model")
-        else:
-            self._log.warning("access", **fields, note="keys and prompts cross the network in the clear")
+        fields = self._access.describe()
+        (self._log.warning if "note" in fields else self._log.info)("access", **fields)
 
     def _log_ready(self) -> None:
         facts, expected = self._scheduler.facts, self._runtime.engine.cpu_variant

@@ -15,6 +15,7 @@ SCHEMA_VERSION: Final = 1
 KV_TYPES: Final = ("f16", "q8_0", "q4_0")
 PREFIX: Final = "EDGE_"
 # Where a container's owner mounts what must not be in an image; used when it is there.
+TLS_FOLDER: Final = "/run/edge/tls"
 KEYS_FILE: Final = "/run/edge/keys/keys"
 
 
@@ -113,16 +114,66 @@ class LimitSettings:
         high=4096,
         env="EDGE_CLIENT_REQUESTS",
     )
+    header_s: int = _integer(
+        10,
+        "Longest time of a TLS handshake and of a request's header, in seconds",
+        low=1,
+        high=3600,
+        env="EDGE_HEADER_S",
+    )
+    body_s: int = _integer(
+        30,
+        "Longest time that a request's body may take to come, in seconds",
+        low=1,
+        high=3600,
+        env="EDGE_BODY_S",
+    )
+    idle_s: int = _integer(
+        15,
+        "Longest time between two requests on a connection, in seconds",
+        low=1,
+        high=3600,
+        env="EDGE_IDLE_S",
+    )
+    unread_s: int = _integer(
+        30,
+        "Longest time that a client may leave what is sent to it unread, in seconds",
+        low=1,
+        high=3600,
+        env="EDGE_UNREAD_S",
+    )
+    connections: int = _integer(
+        256, "Connections open at the same time", low=1, high=65536, env="EDGE_CONNECTIONS"
+    )
+    connections_per_address: int = _integer(
+        64,
+        "Connections open at the same time from one IPv4 address or IPv6 /64",
+        low=1,
+        high=65536,
+        env="EDGE_CONNECTIONS_PER_ADDRESS",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
     """Who may use the server."""
 
+    tls_folder: str = _text(
+        TLS_FOLDER,
+        "Folder of tls.crt, tls.key and, for mutual TLS, ca.crt; no TLS while it is not there",
+        env="EDGE_TLS_FOLDER",
+    )
+    tls_minimum: str = _text("1.2", "Lowest version of TLS", choices=("1.2", "1.3"), env="EDGE_TLS_MINIMUM")
     keys_file: str = _text(
         KEYS_FILE,
         "Hashes of the keys that clients need; none are needed while the file's folder is not there",
         env="EDGE_KEYS_FILE",
+    )
+    require_tls: bool = _flag(default=False, doc="Do not start without TLS", env="EDGE_REQUIRE_TLS")
+    require_certificate: bool = _flag(
+        default=False,
+        doc="Do not start without ca.crt; every client needs a certificate, with a key too",
+        env="EDGE_REQUIRE_CERTIFICATE",
     )
     require_key: bool = _flag(
         default=False,

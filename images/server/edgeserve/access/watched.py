@@ -23,7 +23,15 @@ class AccessError(Exception):
 class Watched(Generic[_T]):
     """A value made from files, made anew when they change; a broken new version leaves the old one in force."""
 
-    def __init__(self, name: str, paths: Sequence[str], make: Callable[[], _T], *, log: Log) -> None:
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        make: Callable[[], _T],
+        *,
+        log: Log,
+        is_worn: Callable[[_T], bool] = lambda _value: False,
+    ) -> None:
         """Make the value for the first time.
 
         Args:
@@ -31,6 +39,7 @@ class Watched(Generic[_T]):
             paths: The files; one that is missing may come later.
             make: Reads them.
             log: Where changes are told.
+            is_worn: Whether a value should be made anew though the files have not changed.
 
         Raises:
             AccessError: From `make`.
@@ -39,13 +48,20 @@ class Watched(Generic[_T]):
         self._paths = tuple(paths)
         self._make = make
         self._log = log
+        self._is_worn = is_worn
         self._seen = self._signature()
         self.value = make()
 
     def refresh(self, *, is_forced: bool = False) -> None:
         """Make the value anew if a file has changed, or in any case; says so in one line, whatever came of it."""
         seen = self._signature()
-        if seen == self._seen and not is_forced:
+        if seen != self._seen:
+            reason = "changed"
+        elif is_forced:
+            reason = "asked"
+        elif self._is_worn(self.value):
+            reason = "worn"
+        else:
             return
         self._seen = seen
         try:
@@ -60,7 +76,7 @@ class Watched(Generic[_T]):
             self._seen = ()
             return
         self.value = value
-        self._log.info(f"{self._name}-reloaded")
+        self._log.info(f"{self._name}-reloaded", reason=reason)
 
     def _signature(self) -> _Signature:
         return tuple(map(_stamp, self._paths))

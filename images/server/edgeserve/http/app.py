@@ -58,7 +58,7 @@ class App:
         self._generator: Generator | None = None
         self._ready_at = int(time.time())
         limits = runtime.server.limits
-        self._bodies = BodyReader(body_bytes=limits.body_bytes, request_s=limits.request_s)
+        self._bodies = BodyReader(body_bytes=limits.body_bytes, upload_s=min(limits.body_s, limits.request_s))
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._completion),
@@ -199,13 +199,12 @@ class App:
         await exchange.answer(200, {"status": "alive"})
 
     async def _readyz(self, exchange: Exchange, _record: Record) -> None:
-        state = self._scheduler.state
-        if state is not State.READY or self._generator is None:
-            waiting = State.LOADING if state is State.READY else state
-            await exchange.answer(503, {"status": waiting.value})
+        status = self.status()
+        if status is not State.READY:
+            await exchange.answer(503, {"status": status.value})
             return
         document = {
-            "status": state.value,
+            "status": status.value,
             "model": self._runtime.model.name,
             "cpu_variant": self._scheduler.facts.cpu_variant,
         }
@@ -215,3 +214,8 @@ class App:
         assert self._metrics is not None
         text = await asyncio.get_running_loop().run_in_executor(self._metrics.worker, self._metrics.render)
         await exchange.answer(200, text, {"content-type": self._metrics.content_type})
+
+    def status(self) -> State:
+        """Say whether requests are answered now."""
+        state = self._scheduler.state
+        return State.LOADING if state is State.READY and self._generator is None else state

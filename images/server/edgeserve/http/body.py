@@ -9,16 +9,15 @@ from typing import Any, Final, NoReturn
 from edgeserve.errors import ApiError, invalid
 from edgeserve.http.exchange import Exchange
 
-_LONGEST_UPLOAD_S: Final = 30.0
 _BODIES_IN_MEMORY: Final = 8
 
 
 class BodyReader:
     """Reads bodies of at most `body_bytes` each, and of at most a few times that together."""
 
-    def __init__(self, *, body_bytes: int, request_s: float) -> None:
+    def __init__(self, *, body_bytes: int, upload_s: float) -> None:
         self._body_bytes = body_bytes
-        self._upload_s = min(request_s, _LONGEST_UPLOAD_S)
+        self._upload_s = upload_s
         self._room = _BODIES_IN_MEMORY * body_bytes
 
     async def read_object(self, exchange: Exchange) -> dict[str, Any]:

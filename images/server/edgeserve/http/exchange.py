@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from http import HTTPStatus
 from typing import Any, Final, Protocol
+
+from edgeserve.errors import ApiError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,6 +32,10 @@ class Connection(Protocol):
 
     certified: str | None
     """Name in the client's verified certificate."""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the connection should end with this response, since other clients are trusted by now."""
 
     def abort(self) -> None:
         """Close the connection at once, whatever has not been sent."""
@@ -83,6 +90,9 @@ class Exchange:
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send status and headers."""
         self.is_started, self.status = True, status
+        if self._connection is not None and self._connection.is_outdated:
+            # Said ahead, so that no client sends a request into a connection that is being closed.
+            headers = {**headers, "connection": "close"}
         raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
@@ -128,6 +138,20 @@ class Exchange:
         """Drop the connection of a client that does not read."""
         if self._connection is not None:
             self._connection.abort()
+
+
+def plain_response(error: ApiError) -> bytes:
+    """Render a whole response for a connection that never had a request, or none that could be read."""
+    body = error.document()
+    headers = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        "connection": "close",
+    } | dict(error.headers)
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join((*lines, "", "")).encode("latin-1") + body
 
 
 def _encode(document: object) -> bytes:

@@ -1,49 +1,27 @@
-"""uvicorn as a part of a larger program: no signal handlers of its own, and a hand on each connection."""
+"""uvicorn as a part of a larger program: no signal handlers of its own, and a gate before every connection."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final, cast
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeserve.http.app import App
+from edgeserve.http.gate import Gate
 
 _BACKLOG: Final = 256
-_KEEP_ALIVE_S: Final = 15
-# What a client has not read this long after the end of its response, it never will.
-_UNREAD_S: Final = 30.0
-
-
-class EdgeProtocol(H11Protocol):
-    """One connection; the application finds it in the scope's state as `connection`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.app_state = {**self.app_state, "connection": self}
-        self.certified: str | None = None
-
-    def abort(self) -> None:
-        """Close at once, whatever has not been sent."""
-        if self.transport is not None:
-            self.transport.abort()
-
-    def on_response_complete(self) -> None:
-        """Give the client a bounded time to read what is still in the buffer."""
-        super().on_response_complete()
-        if self.transport.get_write_buffer_size() > 0:
-            self.loop.call_later(_UNREAD_S, self._abort_if_unread)
-
-    def _abort_if_unread(self) -> None:
-        if self.transport.get_write_buffer_size() > 0 and self.cycle.response_complete:
-            self.abort()
 
 
 class EdgeServer(uvicorn.Server):
     """Leaves signals to `edgeserve.serve`: uvicorn would raise them again at the end, and the exit code would be theirs."""
+
+    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
+        super().__init__(config)
+        self._gate = gate
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -59,22 +37,27 @@ class EdgeServer(uvicorn.Server):
 
     def abort_connections(self) -> None:
         """Close what is still open at once."""
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, EdgeProtocol):
-                connection.abort()
+        self._gate.abort()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End as uvicorn does, not waiting for connections that it does not know yet."""
+        self._gate.abort_handshakes()
+        await super().shutdown(sockets)
 
 
-def make_server(app: App, *, shutdown_s: float) -> EdgeServer:
+def make_server(app: App, gate: Gate, *, shutdown_s: float) -> EdgeServer:
     """Make a server for sockets that are already bound.
 
     Args:
         app: The application.
+        gate: Where connections come in.
         shutdown_s: Time from `should_exit` until running requests are cut off.
     """
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http=EdgeProtocol,
+        # uvicorn calls it, as it would a class.
+        http=cast("type[asyncio.Protocol]", gate.make_protocol),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -83,10 +66,9 @@ def make_server(app: App, *, shutdown_s: float) -> EdgeServer:
         server_header=False,
         proxy_headers=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(shutdown_s)),
     )
-    return EdgeServer(config)
+    return EdgeServer(config, gate)
 
 
 def listen(host: str, port: int) -> socket.socket:
