@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from edgeserve.settings import PREFIX, Runtime, Setting, settings
+from edgeserve.settings import PREFIX, EngineSettings, Runtime, Setting, settings
 
 RUNTIME_PATH: Final = "/etc/edgebuild/runtime.json"
 RUNTIME_VARIABLE: Final = "EDGE_RUNTIME"
@@ -202,10 +202,18 @@ def _contradictions(runtime: Runtime) -> Iterator[str]:
     limits, context = runtime.server.limits, runtime.engine.context_tokens
     if limits.prompt_tokens >= context:
         yield f"server.limits.prompt_tokens: {limits.prompt_tokens} leaves no room for an answer in {context} context tokens"
-    if limits.output_tokens >= context:
+    yield from _engine_contradictions(runtime.engine)
+    if limits.output_tokens >= context and runtime.engine.past_context == "stop":
         yield f"server.limits.output_tokens: {limits.output_tokens} leaves no room for a prompt in {context} context tokens"
     if runtime.engine.batch_tokens < runtime.engine.slots:
         yield f"engine.batch_tokens: {runtime.engine.batch_tokens} is less than one token for each of {runtime.engine.slots} slots"
+
+
+def _engine_contradictions(engine: EngineSettings) -> Iterator[str]:
+    if engine.flash_attention == "off" and engine.kv_type != "f16":
+        yield f"engine.flash_attention: off, but a cache of {engine.kv_type} needs it"
+    if engine.past_context == "shift" and 2 * engine.keep_tokens >= engine.context_tokens:
+        yield f"engine.keep_tokens: {engine.keep_tokens} is not less than half of {engine.context_tokens} context tokens"
 
 
 def render_table() -> str:

@@ -132,14 +132,14 @@ class PromptMaker:
             field: The field in which it asked.
 
         Raises:
-            ApiError: Prompt and answer do not fit the context together.
+            ApiError: Prompt and answer do not fit the context together, and the engine cannot shift it.
         """
-        room = self._engine.facts.context_tokens - prompt_tokens
+        facts = self._engine.facts
+        room = self._limits.output_tokens if facts.can_shift else facts.context_tokens - prompt_tokens
         if wanted is None:
             return min(room, self._limits.output_tokens)
         if wanted > room:
-            context = self._engine.facts.context_tokens
-            message = f"The prompt has {prompt_tokens} tokens and '{field}' is {wanted}; the context holds {context} together."
+            message = f"The prompt has {prompt_tokens} tokens and '{field}' is {wanted}; the context holds {facts.context_tokens} together."
             raise invalid(message, field, code="context_length_exceeded")
         return wanted
 

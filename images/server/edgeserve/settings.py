@@ -79,7 +79,41 @@ class EngineSettings:
     threads: int = _integer(
         0, "Computing threads; 0: one per usable core", low=0, high=512, env="EDGE_THREADS"
     )
+    batch_threads: int = _integer(
+        0,
+        "Computing threads of passes of more than one token; 0: as many as `threads`",
+        low=0,
+        high=512,
+        env="EDGE_BATCH_THREADS",
+    )
     kv_type: str = _text("f16", "Element type of the key/value cache", choices=KV_TYPES, env="EDGE_KV_TYPE")
+    flash_attention: str = _text(
+        "auto",
+        "Flash attention; a quantised cache needs it",
+        choices=("auto", "on", "off"),
+        env="EDGE_FLASH_ATTENTION",
+    )
+    mmap: bool = _flag(
+        default=True, doc="Map the model file instead of reading it into memory", env="EDGE_MMAP"
+    )
+    mlock: bool = _flag(
+        default=False,
+        doc="Keep weights and cache from being swapped out; RLIMIT_MEMLOCK must allow it. With `mmap`, weights that the engine repacks then stay in memory twice",
+        env="EDGE_MLOCK",
+    )
+    past_context: str = _text(
+        "stop",
+        "What an answer does at the end of the context: stop, or shift, which forgets the older half of what follows the first tokens",
+        choices=("stop", "shift"),
+        env="EDGE_PAST_CONTEXT",
+    )
+    keep_tokens: int = _integer(
+        32,
+        "Tokens at the start of the prompt that a shift keeps; less than half the context",
+        low=1,
+        high=1 << 20,
+        env="EDGE_KEEP_TOKENS",
+    )
     cpu_variant: str = _text(
         "", "CPU variant that the profile expects; another one loaded is a warning; empty: any"
     )

@@ -7,13 +7,14 @@ ends; a later prompt that starts alike takes that slot and computes only the res
 
 from __future__ import annotations
 
-import ctypes
-import os
 import time
 from typing import Any, Final
 
 from edgeserve.engine.batch import Batch, Pace
+from edgeserve.engine.cache import Cache
+from edgeserve.engine.context import LlamaContext
 from edgeserve.engine.library import Library
+from edgeserve.engine.locked_memory import lock_memory
 from edgeserve.engine.model import LlamaModel
 from edgeserve.engine.protocol import (
     EngineError,
@@ -29,17 +30,16 @@ from edgeserve.engine.sampling import make_chain
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 
-_LARGEST_PASS_TOKENS: Final = 512
 _FAILURES_IN_A_ROW: Final = 3
-_KV_TYPES: Final = {
-    "f16": "GGML_TYPE_F16",
-    "q8_0": "GGML_TYPE_Q8_0",
-    "q4_0": "GGML_TYPE_Q4_0",
-}
+# A copy moves the memory of a whole slot, which takes about as long as computing a few tokens.
+_WORTH_COPYING_TOKENS: Final = 32
 
 
 class _Slot:
-    """One sequence of the cache and the request that holds it, if any."""
+    """One sequence of the cache and the request that holds it, if any.
+
+    Of `cached`, only the first `pure_tokens` (None: all) were computed from nothing but the tokens before them.
+    """
 
     __slots__ = (
         "cached",
@@ -48,6 +48,7 @@ class _Slot:
         "last_used",
         "number",
         "output_tokens",
+        "pure_tokens",
         "request",
         "reused_tokens",
     )
@@ -55,6 +56,7 @@ class _Slot:
     def __init__(self, number: int) -> None:
         self.number = number
         self.cached: list[int] = []
+        self.pure_tokens: int | None = None
         self.request: Request | None = None
         self.chain = 0
         self.reused_tokens = 0
@@ -65,6 +67,14 @@ class _Slot:
     @property
     def is_generating(self) -> bool:
         return self.request is not None and self.output_tokens > 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return 0 if self.request is None else len(self.request.prompt)
+
+    def shares(self, prompt: tuple[int, ...]) -> int:
+        """Count the tokens at the start of the prompt that the cache holds."""
+        return _common_prefix(self.cached[: self.pure_tokens], prompt)
 
     @property
     def prompt_tokens_left(self) -> int:
@@ -80,63 +90,38 @@ class LlamaEngine:
         library = Library(settings.library_dir, log)
         self._api: Any = library.api
         self._library = library
-        self._model = LlamaModel(library, files)
+        self._model = LlamaModel(library, files, use_mmap=settings.mmap)
         if not self._model.is_generative:
             raise EngineError(f"{files[0]}: the model does not generate text")
-        threads = settings.threads or len(os.sched_getaffinity(0))
-        self._context = self._make_context(settings, threads)
-        self._memory = self._api.llama_get_memory(self._context)
-        self._pool = self._attach_pool(threads)
+        self._llama_context = LlamaContext(library, self._model, settings)
+        self._context = self._llama_context.pointer
+        self._cache = Cache(self._api, self._context, self._model)
+        self._can_shift = settings.past_context == "shift"
+        self._keep_tokens = settings.keep_tokens
+        if self._can_shift and not self._cache.can_shift:
+            raise EngineError(
+                f"{files[0]}: past_context is shift, which this model's cache cannot do; set it to stop"
+            )
         self._batch = Batch(self._api, capacity=settings.batch_tokens, sequences=settings.slots)
         self._pace = Pace()
         self._slots = tuple(_Slot(number) for number in range(settings.slots))
         self._by_request: dict[str, _Slot] = {}
         self._steps = self._prompt_tokens = self._cached_tokens = self._output_tokens = 0
         self._failures = 0
-        self._facts = self._make_facts(settings, threads)
+        self._facts = self._make_facts(settings)
+        if settings.mlock:
+            lock_memory()
 
-    def _make_context(self, settings: EngineSettings, threads: int) -> int:
-        params = self._api.llama_context_default_params()
-        params.n_ctx = settings.context_tokens * settings.slots
-        params.n_seq_max = settings.slots
-        params.n_batch = settings.batch_tokens
-        params.n_ubatch = min(settings.batch_tokens, _LARGEST_PASS_TOKENS)
-        # Only the last token of each sequence has an output; the default reserves one per token of the batch.
-        params.n_outputs_max = settings.slots
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = getattr(self._api, _KV_TYPES[settings.kv_type])
-        # Sequences rarely share a prefix while they run, so each has its own part of the cache (llama.h, kv_unified).
-        params.kv_unified = False
-        params.no_perf = True
-        self._library.forget_complaints()
-        context = self._api.llama_init_from_model(self._model.pointer, params)
-        if not context:
-            raise EngineError(
-                f"no context of {settings.slots} x {settings.context_tokens} tokens{self._library.last_complaint()}"
-            )
-        if self._api.llama_n_ctx_seq(context) < settings.context_tokens:
-            raise EngineError(f"llama.cpp gives a slot fewer than {settings.context_tokens} tokens")
-        return int(context)
-
-    def _attach_pool(self, threads: int) -> int:
-        if threads < 2:
-            return 0
-        pool = self._library.make_threadpool(threads)
-        if pool:
-            attach = ctypes.CDLL(str(self._library.directory / "libllama.so")).llama_attach_threadpool
-            attach.argtypes, attach.restype = [ctypes.c_void_p] * 3, None
-            attach(self._context, pool, pool)
-        return pool
-
-    def _make_facts(self, settings: EngineSettings, threads: int) -> ModelFacts:
+    def _make_facts(self, settings: EngineSettings) -> ModelFacts:
         model = self._model
         return ModelFacts(
             description=model.description,
             cpu_variant=self._library.cpu_variant,
             context_tokens=settings.context_tokens,
+            can_shift=self._can_shift,
             trained_context_tokens=model.trained_context_tokens,
             slots=settings.slots,
-            threads=threads,
+            threads=self._llama_context.threads,
             vocabulary_tokens=model.vocabulary_tokens,
             chat_template=model.chat_template,
             bos_text=model.text_of(model.bos_token),
@@ -160,12 +145,11 @@ class LlamaEngine:
         free = [slot for slot in self._slots if slot.request is None]
         if not free:
             raise EngineError("no slot is free")
-        if not request.prompt or len(request.prompt) + request.output_tokens > self._facts.context_tokens:
+        in_context = 1 if self._can_shift else request.output_tokens
+        if not request.prompt or len(request.prompt) + in_context > self._facts.context_tokens:
             raise EngineError("the request does not fit the context")
-        shared = {slot.number: _common_prefix(slot.cached, request.prompt) for slot in free}
-        slot = max(free, key=lambda one: (shared[one.number], -one.last_used))
-        # At least one token has to be computed, for the distribution after it.
-        keep = self._cut(slot, min(shared[slot.number], len(request.prompt) - 1))
+        slot = max(free, key=lambda one: (one.shares(request.prompt), -one.last_used))
+        keep = self._reuse(slot, request.prompt)
         slot.chain = make_chain(
             self._api,
             request.sampling,
@@ -177,20 +161,35 @@ class LlamaEngine:
         self._cached_tokens += keep
         self._by_request[request.id] = slot
 
-    def _cut(self, slot: _Slot, keep: int) -> int:
-        """Forget all but the first `keep` tokens of the slot's cache, or all where the model cannot keep a part.
+    def _reuse(self, slot: _Slot, prompt: tuple[int, ...]) -> int:
+        """Leave in the slot's cache what the prompt starts with, copied from another slot if that one has more of it.
 
         Returns:
-            The number of tokens kept.
+            The number of tokens that need not be computed: at most all but the last, whose distribution is wanted.
         """
-        api, memory, number = self._api, self._memory, slot.number
-        # A sliding window or a recurrent state may no longer hold the beginning.
-        whole = keep > 0 and api.llama_memory_seq_pos_min(memory, number) == 0
-        if not (whole and api.llama_memory_seq_rm(memory, number, keep, -1)):
-            api.llama_memory_seq_rm(memory, number, -1, -1)
-            keep = 0
-        del slot.cached[keep:]
-        return keep
+        shared = {one.number: one.shares(prompt) for one in self._slots}
+        donor = max(self._slots, key=lambda one: shared[one.number])
+        gain = shared[donor.number] - shared[slot.number]
+        if gain >= _WORTH_COPYING_TOKENS and self._cache.copy(donor.number, slot.number):
+            slot.cached, slot.pure_tokens = donor.cached.copy(), donor.pure_tokens
+            shared[slot.number] = shared[donor.number]
+        return self._cut(slot, min(shared[slot.number], len(prompt) - 1))
+
+    def _cut(self, slot: _Slot, tokens: int) -> int:
+        """Forget all but the first `tokens` of the slot's cache; returns how many could be kept."""
+        kept = self._cache.keep(slot.number, tokens)
+        del slot.cached[kept:]
+        slot.pure_tokens = None
+        return kept
+
+    def _make_room(self, slot: _Slot) -> None:
+        """Forget the older half of what follows the first tokens of a full slot, so that it can go on."""
+        start = min(self._keep_tokens, slot.prompt_tokens)
+        end = start + (len(slot.cached) - start) // 2
+        self._cache.shift(slot.number, start=start, end=end)
+        del slot.cached[start:end]
+        # What follows was computed while the forgotten part was there.
+        slot.pure_tokens = start
 
     def step(self) -> tuple[Event, ...]:
         """Run one forward pass and draw the next token of every request that is due one."""
@@ -225,6 +224,8 @@ class LlamaEngine:
         due: list[tuple[_Slot, int]] = []
         for slot in self._slots:
             if slot.is_generating:
+                if len(slot.cached) == self._facts.context_tokens:
+                    self._make_room(slot)
                 tokens = [slot.last_token]
                 index = batch.add(tokens, position=len(slot.cached), sequence=slot.number, has_output=True)
                 added.append((slot, tokens))
@@ -311,9 +312,7 @@ class LlamaEngine:
         """Free samplers, context, threads and weights."""
         for request_id in tuple(self._by_request):
             self.cancel(request_id)
-        self._api.llama_free(self._context)
-        if self._pool:
-            self._library.free_threadpool(self._pool)
+        self._llama_context.close()
         self._model.close()
 
 

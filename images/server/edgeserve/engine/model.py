@@ -16,10 +16,12 @@ _ATTR_UNKNOWN, _ATTR_CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr, llama.h
 class LlamaModel:
     """Weights and vocabulary; the vocabulary may be read from any thread (llama.h, "Tokenization")."""
 
-    def __init__(self, library: Library, files: tuple[str, ...]) -> None:
+    def __init__(self, library: Library, files: tuple[str, ...], *, use_mmap: bool) -> None:
         self._api = library.api
         library.forget_complaints()
         params = self._api.llama_model_default_params()
+        if not use_mmap:
+            params.load_mode = self._api.LLAMA_LOAD_MODE_NONE
         self.pointer = self._load(params, files)
         if not self.pointer:
             raise EngineError(f"{files[0]}: the model does not load{library.last_complaint()}")
@@ -54,6 +56,12 @@ class LlamaModel:
         """Whether the model turns text into text by itself: a decoder without an encoder."""
         has_encoder = self._api.llama_model_has_encoder(self.pointer)
         return bool(self._api.llama_model_has_decoder(self.pointer)) and not has_encoder
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the model keeps a state that changes from token to token, of which no part can be taken back."""
+        api = self._api
+        return bool(api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
 
     @property
     def bos_token(self) -> int | None:

@@ -50,7 +50,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One answer to generate: at least 1 prompt token, at most `output_tokens` new ones, together within the context."""
+    """One answer to generate: at least 1 prompt token, at most `output_tokens` new ones.
+
+    Together they are within the context, unless the engine can shift it: then the prompt and one token are.
+    """
 
     id: str
     prompt: tuple[int, ...]
@@ -85,7 +88,8 @@ Event = Token | Finish
 class ModelFacts:
     """What the server needs to know of the loaded model.
 
-    `context_tokens` is what one slot holds, `trained_context_tokens` what the model was trained on.
+    `context_tokens` is what one slot holds, `trained_context_tokens` what the model was trained on; `can_shift` says
+    that an answer may go on past the context, by forgetting what is oldest.
     """
 
     description: str
@@ -101,6 +105,7 @@ class ModelFacts:
     bos_token: int | None
     add_bos: bool
     control_texts: tuple[str, ...]
+    can_shift: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
