@@ -34,9 +34,10 @@ def make_contents(
 
 def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
     """Settings of the server; the format is edgeserve's (images/server/edgeserve/config.py), schema_version 1."""
-    profile, limits = plan.profile, plan.profile.server.limits
+    profile, limits, tuning = plan.profile, plan.profile.server.limits, plan.profile.tuning
     context = plan.fit.context_tokens
-    output = min(limits.output_tokens, context * 3 // 4)
+    is_endless = limits.past_context == "shift"
+    output = limits.output_tokens if is_endless else min(limits.output_tokens, context * 3 // 4)
     return {
         "schema_version": 1,
         "profile": profile.name,
@@ -47,8 +48,15 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
             "context_tokens": context,
             "batch_tokens": min(profile.batch, context),
             "slots": profile.server.slots,
-            "threads": profile.cpu.cores,
-            "kv_type": "f16",
+            "threads": tuning.threads or profile.cpu.cores,
+            "batch_threads": tuning.batch_threads or 0,
+            "kv_type": tuning.kv_type,
+            "flash_attention": tuning.flash_attention,
+            "mmap": tuning.mmap,
+            "mlock": tuning.mlock,
+            "past_context": limits.past_context,
+            # A model trained for less than the profile's context has less to keep.
+            "keep_tokens": min(limits.keep_tokens, (context - 1) // 2),
             "cpu_variant": profile.cpu.variant,
         },
         "server": {

@@ -9,7 +9,9 @@ from edgebuild.profile import DeviceProfile
 # Resident memory of Python, the server's packages and the engine's libraries: 54 MB was measured on a running image with
 # a model of 7.6 MB loaded; the rest is room for requests under way.
 SERVER_BYTES = 72 << 20
-_KV_BYTES = 2  # f16
+# Bytes of 32 elements of the key/value cache: block_q8_0 and block_q4_0 are 32 numbers and a 16-bit scale.
+# Source: llama.cpp ggml/src/ggml-common.h.
+_KV_BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}
 _FLOAT_BYTES = 4
 
 # Bits per weight of the matrices of a file of each type, averaged over Llama-family models; for estimates before
@@ -122,28 +124,36 @@ def estimate_quantized(model: ModelSpec, quantization: str) -> ModelSpec:
     )
 
 
-def kv_cache_bytes(model: ModelSpec, *, context_tokens: int, slots: int) -> int:
-    """Size the key/value cache in 16 bit.
+def kv_cache_bytes(model: ModelSpec, *, context_tokens: int, slots: int, kv_type: str) -> int:
+    """Size the key/value cache.
 
     Args:
         model: The model.
         context_tokens: Longest sequence of one slot, in tokens.
         slots: Sequences side by side.
+        kv_type: Type of its elements: f16, q8_0 or q4_0.
 
     Returns:
         Bytes for arrays K and V of every layer, of shapes (slots × context, kv_heads × key_length) and
         (slots × context, kv_heads × value_length).
     """
-    return context_tokens * slots * sum(model.kv_heads) * (model.key_length + model.value_length) * _KV_BYTES
+    elements = context_tokens * slots * sum(model.kv_heads) * (model.key_length + model.value_length)
+    return elements * _KV_BLOCK_BYTES[kv_type] // 32
 
 
-def compute_bytes(model: ModelSpec, *, batch_tokens: int) -> int:
+def compute_bytes(model: ModelSpec, *, batch_tokens: int, score_tokens: int) -> int:
     """Bound the engine's buffers for one step: activations of a batch, its attention scores, its logits.
 
-    The scores of flash attention are never held whole; the logits of a batch are reserved for every token of it
-    (llama.cpp src/llama-context.cpp, graph_reserve), which for large vocabularies is what dominates.
+    The logits of a batch are reserved for every token of it (llama.cpp src/llama-context.cpp, graph_reserve), which for
+    large vocabularies is what dominates.
+
+    Args:
+        model: The model.
+        batch_tokens: Tokens of one step.
+        score_tokens: Tokens that each head's scores of one token are held for: the context, or 0 with flash attention,
+            which never holds them whole.
     """
-    per_token = model.vocabulary + 6 * model.embedding + 2 * model.feed_forward
+    per_token = model.vocabulary + 6 * model.embedding + 2 * model.feed_forward + model.heads * score_tokens
     return batch_tokens * per_token * _FLOAT_BYTES
 
 
@@ -151,7 +161,9 @@ def make_fit(model: ModelSpec, profile: DeviceProfile, *, is_estimate: bool) -> 
     """Work out what `model`, as it will be in the image, takes on the device of `profile`."""
     context = planned_context(model, profile)
     slots, batch = profile.server.slots, min(profile.batch, context)
-    kv_total = sum(model.kv_heads)
+    kv_total, kv_type = sum(model.kv_heads), profile.tuning.kv_type
+    score_tokens = context if profile.tuning.flash_attention == "off" else 0
+    held = f"activations + {model.heads} heads × {context} scores" if score_tokens else "activations"
     rows = (
         FitRow(
             what="model",
@@ -161,13 +173,13 @@ def make_fit(model: ModelSpec, profile: DeviceProfile, *, is_estimate: bool) -> 
         FitRow(
             what="KV cache",
             formula=f"{context} tokens × {slots} slots × {kv_total} heads in {model.layers} layers × "
-            f"({model.key_length} + {model.value_length}) × {_KV_BYTES} B",
-            size_bytes=kv_cache_bytes(model, context_tokens=context, slots=slots),
+            f"({model.key_length} + {model.value_length}) × {_KV_BLOCK_BYTES[kv_type] / 32:g} B ({kv_type})",
+            size_bytes=kv_cache_bytes(model, context_tokens=context, slots=slots, kv_type=kv_type),
         ),
         FitRow(
             what="compute buffers",
-            formula=f"batch {batch} × ({model.vocabulary} vocabulary + activations) × {_FLOAT_BYTES} B",
-            size_bytes=compute_bytes(model, batch_tokens=batch),
+            formula=f"batch {batch} × ({model.vocabulary} vocabulary + {held}) × {_FLOAT_BYTES} B",
+            size_bytes=compute_bytes(model, batch_tokens=batch, score_tokens=score_tokens),
         ),
         FitRow(what="server", formula="Python, server, engine", size_bytes=SERVER_BYTES),
     )
@@ -199,7 +211,7 @@ def verify_fit(fit: Fit, *, model_name: str) -> None:
         about = " (estimated before quantising)" if fit.is_estimate else ""
         raise PlanError(
             f"{model_name} as {fit.quantization} does not fit {fit.profile}{about}: {fit.refusal}",
-            hint="take a smaller model, a smaller --quantization (e.g. Q4_K_M), or a profile with less context, fewer slots or more memory",
+            hint="take a smaller model, a smaller --quantization (e.g. Q4_K_M), or a profile with less context, fewer slots, a smaller tuning.kv_type or more memory",
         )
 
 

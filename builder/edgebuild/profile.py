@@ -5,25 +5,17 @@ checked whole: every fault is reported at once, with file, path and line.
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from edgebuild.data import data_path
 from edgebuild.documents import Located, load_yaml, overlay
 from edgebuild.errors import ProfileError
 from edgebuild.oci.platform import Platform
+from edgebuild.quantities import Share, Size, parse_switch
 
 # Engine variants by architecture: what images/llama-cpp builds (facts of ggml/src/CMakeLists.txt).
 CPU_VARIANTS = {
@@ -35,60 +27,6 @@ Quantization = Literal[
     "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"
 ]  # fmt: skip
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
-
-
-def parse_size(value: object) -> object:
-    """Read "8GiB", "32 GB" or a number of bytes as bytes; anything else is left for the validator to refuse."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
-        if match and match[2].upper() in _UNITS:
-            return round(float(match[1]) * _UNITS[match[2].upper()])
-        raise ValueError(f"{value!r} is not a size; write e.g. 8GiB, 512MiB or 32GB")
-    return value
-
-
-def parse_percent(value: object) -> object:
-    """Read "30%" or a fraction such as 0.3 as thousandths, so that no float enters a document."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]{1,2}(?:\.[0-9])?)\s*%\s*", value)
-        if match:
-            return round(float(match[1]) * 10)
-        raise ValueError(f"{value!r} is not a share; write e.g. 30%")
-    if isinstance(value, float) and 0 <= value < 1:
-        return round(value * 1000)
-    raise ValueError(f"{value!r} is not a share below one; write e.g. 30% or 0.3")
-
-
-_SIZE_SCHEMA = {
-    "anyOf": [
-        {"type": "integer", "minimum": 1},
-        {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B?\s*$"},
-    ],
-    "examples": ["8GiB"],
-}
-_SHARE_SCHEMA = {
-    "anyOf": [
-        {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-        {"type": "string", "pattern": r"^[0-9]{1,2}(\.[0-9])?\s*%$"},
-    ],
-    "examples": ["30%"],
-}
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**60), WithJsonSchema(_SIZE_SCHEMA)]
-Share = Annotated[int, BeforeValidator(parse_percent), WithJsonSchema(_SHARE_SCHEMA)]
 
 
 class Section(BaseModel):
@@ -118,7 +56,7 @@ class Limits(Section):
     prompt_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Longest prompt, in tokens; by default the context less the output limit",
+        description="Longest prompt, in tokens; by default all of the context but one token",
     )
     output_tokens: int = Field(default=512, ge=1, description="Most tokens generated for one request")
     request_s: int = Field(default=120, ge=1, le=86400, description="Seconds after which a request is ended")
@@ -135,6 +73,45 @@ class Limits(Section):
         le=4096,
         description="Requests of one client at the same time, waiting ones included; 0: as many as there are places",
     )
+    past_context: Literal["stop", "shift"] = Field(
+        default="stop",
+        description="What an answer does at the end of the context: stop, or forget the older half of what follows the first tokens",
+    )
+    keep_tokens: int = Field(
+        default=32, ge=1, le=1 << 20, description="Tokens at the start of the prompt that a shift keeps"
+    )
+
+
+class Tuning(Section):
+    """How the engine uses memory and processor."""
+
+    kv_type: Literal["f16", "q8_0", "q4_0"] = Field(
+        default="f16",
+        description="Element type of the key/value cache; q8_0 takes about half of f16, q4_0 about a quarter",
+    )
+    flash_attention: Annotated[Literal["auto", "on", "off"], BeforeValidator(parse_switch)] = Field(
+        default="auto", description="Flash attention; a quantised cache needs it"
+    )
+    mmap: bool = Field(default=True, description="Map the model file instead of reading it into memory")
+    mlock: bool = Field(
+        default=False,
+        description="Keep weights and cache from being swapped out; the container must be allowed to (--ulimit memlock=-1)",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=512, description="Computing threads; by default one for each of cpu.cores"
+    )
+    batch_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=512,
+        description="Computing threads of passes of more than one token; by default as many as threads",
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Tuning":
+        if self.kv_type != "f16" and self.flash_attention == "off":
+            raise ValueError(f"kv_type: a cache of {self.kv_type} needs flash attention, which is off")
+        return self
 
 
 class Metrics(Section):
@@ -214,6 +191,7 @@ class DeviceProfile(Section):
     quantization: Quantization = Field(
         default="Q4_K_M", description="Type that a 16-bit model is quantised to"
     )
+    tuning: Tuning = Field(default=Tuning(), description="How the engine uses memory and processor")
     server: Server = Field(default=Server(), description="The server in the image")
     deployment: Deployment = Field(
         default=Deployment(), description="Where images for this device are deployed to"
@@ -225,6 +203,11 @@ class DeviceProfile(Section):
         if self.cpu.variant not in known:
             raise ValueError(
                 f"cpu.variant: {self.cpu.variant!r} is not built for {self.platform}; known are {', '.join(known)}"
+            )
+        limits = self.server.limits
+        if limits.past_context == "shift" and 2 * limits.keep_tokens >= self.context:
+            raise ValueError(
+                f"server.limits.keep_tokens: {limits.keep_tokens} is not less than half of the context of {self.context} tokens"
             )
         return self
 

@@ -15,6 +15,7 @@ RANKS = {
     "errors": 0,
     "canonical": 1, "process": 1, "process_guard": 1, "data": 1, "progress": 1, "host": 1, "documents": 1,
     "stopwatch": 1, "network": 1,
+    "quantities": 1,
     "oci": 2,
     "profile": 3, "gguf": 3, "model_spec": 3, "lock": 3,
     "fit": 4, "plan": 4, "contents": 4,

@@ -40,8 +40,34 @@ def profile(name: str = "pi4", **changes: object) -> DeviceProfile:
 
 def test_kv_cache_of_a_known_model() -> None:
     # 2048 tokens × 16 layers × 8 heads × (64 + 64) × 2 bytes = 64 MiB, as llama.cpp reports it.
-    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1) == 64 * 2**20
-    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=3) == 3 * 64 * 2**20
+    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1, kv_type="f16") == 64 * 2**20
+    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=3, kv_type="f16") == 3 * 64 * 2**20
+    # 8.5 and 4.5 bits: 34 and 18 MiB, as llama.cpp reports them.
+    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1, kv_type="q8_0") == 34 * 2**20
+    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1, kv_type="q4_0") == 18 * 2**20
+
+
+def tuned(**changes: object) -> DeviceProfile:
+    return profile(tuning=profile().tuning.model_copy(update=changes))
+
+
+def test_the_plan_counts_the_cache_by_its_type() -> None:
+    rows = {
+        kv_type: make_fit(LLAMA, tuned(kv_type=kv_type), is_estimate=False).rows[1]
+        for kv_type in ("f16", "q8_0")
+    }
+    assert rows["f16"].size_bytes == 64 * 2**20
+    assert rows["q8_0"].size_bytes == 34 * 2**20
+    assert rows["q8_0"].formula.endswith("× 1.0625 B (q8_0)")
+
+
+def test_without_flash_attention_the_scores_count() -> None:
+    usual, off = (
+        make_fit(LLAMA, tuned(flash_attention=value), is_estimate=False).rows[2] for value in ("auto", "off")
+    )
+    # 128 tokens of a batch × 32 heads × 2048 tokens of the context × 4 bytes.
+    assert off.size_bytes - usual.size_bytes == 32 * 2**20
+    assert "32 heads × 2048 scores" in off.formula
 
 
 def test_rows_add_up_to_the_need() -> None:

@@ -118,6 +118,14 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
         ("extends: ./gone.yaml\n", "no such profile file"),
         (COMPLETE.replace("haswell", "armv8.0_1"), "'armv8.0_1' is not built for linux/amd64"),
         (COMPLETE.replace("2GiB", "0"), "memory"),
+        (
+            COMPLETE + "tuning: {kv_type: q8_0, flash_attention: off}\n",
+            "my.yaml:7: tuning: kv_type: a cache of q8_0 needs flash attention, which is off",
+        ),
+        (
+            COMPLETE + "context: 64\nserver: {limits: {past_context: shift}}\n",
+            "server.limits.keep_tokens: 32 is not less than half of the context of 64 tokens",
+        ),
         ("a:\n" + "".join(" " * depth + "a:\n" for depth in range(1, 40)), "nested more than"),
     ],
 )

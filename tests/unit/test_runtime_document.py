@@ -35,3 +35,26 @@ def test_the_server_takes_what_is_built(name: str, tmp_path: Path) -> None:
     assert runtime.profile == name
     assert runtime.server.port == profile.server.port
     assert runtime.server.state_dir == STATE_FOLDER
+
+
+def test_tuning_and_limits_reach_the_server(tmp_path: Path) -> None:
+    (tmp_path / "tuned.yaml").write_text(
+        "extends: pi4\nname: tuned\ncontext: 1024\n"
+        "tuning: {kv_type: q8_0, flash_attention: on, mmap: false, mlock: true, threads: 3, batch_threads: 4}\n"
+        "server: {limits: {past_context: shift, keep_tokens: 100, output_tokens: 5000, first_token_s: 9, client_requests: 2}}\n"
+    )
+    runtime = _runtime(load_profile("./tuned.yaml", working_directory=tmp_path), tmp_path)
+    engine, limits = runtime.engine, runtime.server.limits
+    assert (engine.kv_type, engine.flash_attention, engine.mmap, engine.mlock) == ("q8_0", "on", False, True)
+    assert (engine.threads, engine.batch_threads, engine.past_context, engine.keep_tokens) == (
+        3,
+        4,
+        "shift",
+        100,
+    )
+    assert (limits.output_tokens, limits.first_token_s, limits.client_requests) == (5000, 9, 2)
+
+
+def test_without_tuning_every_core_computes(tmp_path: Path) -> None:
+    runtime = _runtime(load_profile("pi4", working_directory=tmp_path), tmp_path)
+    assert (runtime.engine.threads, runtime.engine.batch_threads, runtime.engine.kv_type) == (4, 0, "f16")

@@ -115,11 +115,18 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         ({"engine": {"context_tokens": 512}, "server": {"limits": {"prompt_tokens": 8, "output_tokens": 512}}},
          "server.limits.output_tokens"),
         ({"engine": {"batch_tokens": 16, "slots": 17}}, "engine.batch_tokens"),
+        ({"engine": {"kv_type": "q8_0", "flash_attention": "off"}}, "engine.flash_attention"),
+        ({"engine": {"past_context": "shift", "keep_tokens": 1024}}, "engine.keep_tokens"),
     ],
 )  # fmt: skip
 def test_keys_that_contradict_each_other(tmp_path: Path, change: dict[str, Any], key: str) -> None:
     (fault,) = _faults(tmp_path, _SMALL | change)
     assert fault.startswith(key)
+
+
+def test_with_shift_an_answer_may_be_longer_than_the_context(tmp_path: Path) -> None:
+    document = _SMALL | {"engine": {"past_context": "shift"}, "server": {"limits": {"output_tokens": 9999}}}
+    assert _load(tmp_path, document).server.limits.output_tokens == 9999
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, "{}\x00"])
