@@ -16,7 +16,7 @@ _ATTR_UNKNOWN, _ATTR_CONTROL = 1 << 0, 1 << 3  # enum llama_token_attr, llama.h
 class LlamaModel:
     """Weights and vocabulary; the vocabulary may be read from any thread (llama.h, "Tokenization")."""
 
-    def __init__(self, library: Library, files: tuple[str, ...], *, use_mmap: bool) -> None:
+    def __init__(self, library: Library, files: tuple[str, ...], *, use_mmap: bool = True) -> None:
         self._api = library.api
         library.forget_complaints()
         params = self._api.llama_model_default_params()
