@@ -41,7 +41,12 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "profile": profile.name,
-        "model": {"name": plan.model.name, "files": [plan.model_path], "card": "/etc/edgebuild/model.json"},
+        "model": {
+            "name": plan.model.name,
+            "files": [plan.model_path],
+            "card": "/etc/edgebuild/model.json",
+            "check": profile.server.model_check,
+        },
         "engine": {
             "name": profile.engine,
             "library_dir": f"{ENGINE_FOLDER}/llama_cpp/lib",
@@ -77,7 +82,11 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
                 "open": profile.server.metrics.open,
             },
         },
-        "memory": {"need_bytes": plan.fit.need_bytes, "budget_bytes": plan.fit.budget_bytes},
+        "memory": {
+            "need_bytes": plan.fit.need_bytes,
+            "budget_bytes": plan.fit.budget_bytes,
+            "check": profile.server.memory_check,
+        },
     }
 
 

@@ -132,6 +132,13 @@ class Server(Section):
     )
     limits: Limits = Field(default=Limits(), description="Hard caps of the server")
     metrics: Metrics = Field(default=Metrics(), description="What Prometheus may read of the server")
+    model_check: Literal["always", "first_start", "never"] = Field(
+        default="first_start",
+        description="When the server compares the model's digest; first_start needs a volume over /var/lib/edge to remember",
+    )
+    memory_check: Literal["refuse", "warn"] = Field(
+        default="refuse", description="What the server does where there is less memory than planned"
+    )
 
 
 class Balena(Section):

@@ -17,23 +17,13 @@ import pytest
 from tests.support.llama import (
     MODEL_NAME,
     ServerProcess,
+    run_edgeserve,
     running_server,
     server_environment,
     write_runtime,
 )
 
 _ENDLESS = {"engine.context_tokens": 65536, "server.limits.output_tokens": 65000}
-
-
-def _edgeserve(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "edgeserve", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def _get(server: ServerProcess, path: str) -> tuple[int, Any]:
@@ -161,7 +151,7 @@ def test_while_the_model_loads(llama_host: Path, tmp_path: Path) -> None:
         response = connection.getresponse()
         assert (response.status, json.loads(response.read())["error"]["code"]) == (503, "loading")
         connection.close()
-        health = _edgeserve(server.environment | {"EDGE_PORT": str(server.port)}, "health")
+        health = run_edgeserve(server.environment | {"EDGE_PORT": str(server.port)}, "health")
         assert health.returncode == 1
         assert health.stderr == f"unhealthy: 127.0.0.1:{server.port}: loading\n"
         assert server.terminate() == 0
@@ -170,13 +160,13 @@ def test_while_the_model_loads(llama_host: Path, tmp_path: Path) -> None:
 def test_health(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
     with running_server(llama_host, tmp_path, tiny_model) as server:
         environment = server.environment | {"EDGE_PORT": str(server.port)}
-        healthy = _edgeserve(environment, "health")
+        healthy = run_edgeserve(environment, "health")
         assert (healthy.returncode, healthy.stdout) == (0, f"healthy: 127.0.0.1:{server.port}: ready\n")
         assert server.terminate() == 0
-    unhealthy = _edgeserve(environment, "health")
+    unhealthy = run_edgeserve(environment, "health")
     assert unhealthy.returncode == 1
     assert unhealthy.stderr.count("\n") == 1
-    lost = _edgeserve(environment | {"EDGE_RUNTIME": "/nonexistent", "EDGE_PORT": "x"}, "health")
+    lost = run_edgeserve(environment | {"EDGE_RUNTIME": "/nonexistent", "EDGE_PORT": "x"}, "health")
     assert lost.returncode == 1
     assert lost.stderr.startswith("unhealthy: configuration: ")
 
@@ -204,11 +194,10 @@ def test_health_imports_little() -> None:
     assert (result.returncode, result.stdout) == (1, "[]\n")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"GGUF\x03\x00\x00\x00", b"nonsense" * 1000])
-def test_a_bad_model_has_its_own_exit_code(llama_host: Path, tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("content", [b"", b"GGUF\x03\x00\x00\x00", b"nonsense" * 1000])
+def test_a_bad_model_has_its_own_exit_code(llama_host: Path, tmp_path: Path, content: bytes) -> None:
     model = tmp_path / "bad.gguf"
-    if content is not None:
-        model.write_bytes(content)
+    model.write_bytes(content)
     with running_server(llama_host, tmp_path, model, wait_ready=False) as server:
         assert server.wait() == 4
         assert "engine-failed" in server.log
@@ -220,18 +209,6 @@ def test_no_llama_cpp_has_the_engines_exit_code(tiny_model: Path, tmp_path: Path
     with running_server(tmp_path / "empty", tmp_path, tiny_model, wait_ready=False) as server:
         assert server.wait() == 4
         assert "llama_cpp cannot be loaded" in server.log
-
-
-def test_a_library_folder_without_backends(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
-    library = tmp_path / "lib"
-    library.mkdir()
-    for file in (llama_host / "llama_cpp" / "lib").iterdir():
-        if not file.name.startswith("libggml-cpu"):
-            (library / file.name).symlink_to(file)
-    overrides = {"engine.library_dir": str(library)}
-    with running_server(llama_host, tmp_path, tiny_model, overrides, wait_ready=False) as server:
-        assert server.wait() == 4
-        assert "no libggml-cpu-*.so there runs on this processor" in server.log
 
 
 def test_another_cpu_variant_than_expected_is_a_warning(
@@ -253,7 +230,7 @@ def test_a_port_in_use_has_its_own_exit_code(llama_host: Path, tiny_model: Path,
 def test_bad_configuration_has_its_own_exit_code(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
     runtime = write_runtime(tmp_path, tiny_model, {"engine.slots": 0, "server.limit": {}, "model.name": ""})
     environment = server_environment(llama_host, runtime) | {"EDGE_TREADS": "4"}
-    result = _edgeserve(environment, "serve", "--port", "high")
+    result = run_edgeserve(environment, "serve", "--port", "high")
     assert result.returncode == 3
     assert result.stderr.count("\n") == 1
     for part in (
@@ -265,17 +242,17 @@ def test_bad_configuration_has_its_own_exit_code(llama_host: Path, tiny_model: P
         '--port (server.port): must be a whole number, not "high"',
     ):
         assert part in result.stderr
-    assert _edgeserve(environment, "serve", "--nonsense").returncode == 2
-    assert _edgeserve(environment, "sing").returncode == 2
+    assert run_edgeserve(environment, "serve", "--nonsense").returncode == 2
+    assert run_edgeserve(environment, "sing").returncode == 2
 
 
 def test_environment_and_flags_override_the_file(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
     environment = server_environment(llama_host, write_runtime(tmp_path, tiny_model))
     environment |= {"EDGE_THREADS": "3", "EDGE_QUEUE": "5"}
-    result = _edgeserve(environment, "config", "--queue", "7")
+    result = run_edgeserve(environment, "config", "--queue", "7")
     document = json.loads(result.stdout)
     assert (document["engine"]["threads"], document["server"]["limits"]["queue"]) == (3, 7)
-    table = _edgeserve(environment, "config", "--table")
+    table = run_edgeserve(environment, "config", "--table")
     assert table.returncode == 0
     assert "| `server.limits.queue` | `EDGE_QUEUE` | `--queue` | `16` | 0 to 4096 |" in table.stdout
 

@@ -211,10 +211,10 @@ def make_edgebuild(folder: Path, store: Path) -> Edgebuild:
     return Edgebuild(folder=folder, variables=kept | own)
 
 
-def host_engine(store: Path, lock: Path) -> Path:
-    """Return the folder that holds the package `llama_cpp` for this machine: the very artifact that goes into images."""
+def host_artifact(name: str, store: Path, lock: Path) -> Path:
+    """Return the tree of an artifact for this machine: the engine's is the very one that goes into images."""
     host, opened, sources = _open(store)
-    here, name = Platform.of_machine(host.machine), ARTIFACTS[Role.ENGINE]
+    here = Platform.of_machine(host.machine)
     settled = obtain_lock(
         lock,
         needed=((name, here),),

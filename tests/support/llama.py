@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.built import host_engine
+from edgebuild.engine.native import EMULATOR
+from edgebuild.oci.layer import Role
+from edgebuild.plan import ARTIFACTS
+from tests.support.built import host_artifact
 from tests.support.tiny_gguf import write_scripted_gguf, write_tiny_gguf
 
 SERVER = Path(__file__).parents[2] / "images" / "server"
@@ -37,7 +40,14 @@ _STARTUP_S = 30.0
 def llama_host(built_store: Path, built_lock: Path) -> Path:
     """The folder that holds the package `llama_cpp` for this machine, as it goes into images; EDGEBUILD_LLAMA_HOST names another."""
     given = os.environ.get("EDGEBUILD_LLAMA_HOST")
-    return Path(given) if given else host_engine(built_store, built_lock)
+    return Path(given) if given else host_artifact(ARTIFACTS[Role.ENGINE], built_store, built_lock)
+
+
+@pytest.fixture(scope="session")
+def qemu_host(built_store: Path, built_lock: Path) -> Path:
+    """The folder of the emulators that run on this machine; EDGEBUILD_QEMU_HOST names another."""
+    given = os.environ.get("EDGEBUILD_QEMU_HOST")
+    return Path(given) if given else host_artifact(EMULATOR, built_store, built_lock)
 
 
 @pytest.fixture(scope="session")
@@ -150,6 +160,24 @@ def server_environment(llama_host: Path, runtime: Path) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "EDGE_RUNTIME": str(runtime),
     }
+
+
+def run_edgeserve(
+    environment: Mapping[str, str], *arguments: str, prefix: Sequence[str | Path] = (), timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of edgeserve to its end.
+
+    Args:
+        prefix: What stands before this Python, such as an emulator.
+    """
+    return subprocess.run(
+        [*prefix, Path(sys.executable), "-P", "-m", "edgeserve", *arguments],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 @contextlib.contextmanager

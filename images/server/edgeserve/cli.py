@@ -1,4 +1,4 @@
-"""The command line: `serve`, `health`, `config`, `keys`. Imports wait until a command needs them, for quick starts."""
+"""The command line: `serve`, `check`, `health`, `config`, `keys`. Imports wait until a command needs them, for quick starts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "serve":
         return _serve(options)
+    if options.command == "check":
+        return _check(options)
     if options.command == "health":
         from edgeserve import health  # noqa: PLC0415
 
@@ -58,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
                 setting.flag, dest=setting.variable, metavar="VALUE", help=setting.field.metadata["doc"]
             )
     commands.add_parser("serve", parents=[shared], allow_abbrev=False, help="serve the model")
+    commands.add_parser(
+        "check", parents=[shared], allow_abbrev=False, help="say whether this machine can serve the model"
+    )
     commands.add_parser(
         "health", allow_abbrev=False, help="exit with 0 if the server on this machine is ready"
     )
@@ -111,6 +116,16 @@ def _serve(options: argparse.Namespace) -> int:
     from edgeserve.serve import serve  # noqa: PLC0415
 
     return serve(runtime)
+
+
+def _check(options: argparse.Namespace) -> int:
+    runtime = _load(options)
+    if runtime is None:
+        return exits.CONFIG
+    from edgeserve.log import Log  # noqa: PLC0415
+    from edgeserve.preflight.run import check  # noqa: PLC0415
+
+    return check(runtime, Log())
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -7,3 +7,10 @@ CONFIG = 3
 ENGINE = 4
 LISTEN = 5
 ACCESS = 6
+# Preflight, one for each check (edgeserve.preflight).
+CPU = 10
+PAGE_SIZE = 11
+MEMORY = 12
+PATHS = 13
+MODEL_FILE = 14
+MODEL_CHANGED = 15

@@ -1,8 +1,9 @@
 """`edgeserve serve`: puts configuration, engine, scheduler and HTTP together, and takes them apart again.
 
-1. Bind the socket, so that a wrong address fails before the model is read.
-2. Start loading the model in the engine's thread; answer /livez and /readyz meanwhile.
-3. On SIGTERM or SIGINT: admit nothing new, let running requests finish for `drain_s`, cut off the rest, exit with 0.
+1. Check what must hold on this machine (edgeserve.preflight).
+2. Bind the socket, so that a wrong address fails before the model is read.
+3. Check and load the model in the engine's thread; answer /livez and /readyz meanwhile.
+4. On SIGTERM or SIGINT: admit nothing new, let running requests finish for `drain_s`, cut off the rest, exit with 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from edgeserve.http.app import ROUTINE, App
 from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, listen, make_server
 from edgeserve.log import Log, bridge_logging
+from edgeserve.preflight.model import ModelCheckError, verify_model
+from edgeserve.preflight.run import run_preflight
 from edgeserve.probe import serve_probe
 from edgeserve.records import Observer, RequestLog
 from edgeserve.scheduler import Scheduler, State
@@ -46,6 +49,7 @@ class Service:
         self._log = log
         self._started = time.monotonic()
         self._code = exits.OK
+        self._failure_code = exits.ENGINE
         self._signals = 0
         self._prompts: PromptMaker | None = None
         self._scheduler = Scheduler(
@@ -127,6 +131,12 @@ class Service:
         # Brings Jinja, a third of all import time: after the socket is open.
         from edgeserve.prompts import PromptMaker  # noqa: PLC0415
 
+        try:
+            verify_model(self._runtime, self._log)
+        except ModelCheckError as error:
+            error.result.write(self._log)
+            self._failure_code = error.result.exit_code
+            raise
         engine = LlamaEngine(self._runtime.model.files, self._runtime.engine, self._log)
         self._prompts = PromptMaker(engine, self._runtime.server.limits, self._log)
         return engine
@@ -140,7 +150,7 @@ class Service:
             self._log_ready()
         elif state is State.FAILED:
             self._log.error("engine-failed", problem=self._scheduler.failure)
-            self._code = exits.ENGINE
+            self._code = self._failure_code
             self._server.should_exit = True
 
     def _on_signal(self, number: int) -> None:
@@ -214,6 +224,9 @@ def serve(runtime: Runtime) -> int:
     """
     log = Log()
     bridge_logging(log)
+    code = run_preflight(runtime, log)
+    if code != exits.OK:
+        return code
     try:
         access = open_access(runtime.server.access, log)
     except AccessError as error:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 SCHEMA_VERSION: Final = 1
 KV_TYPES: Final = ("f16", "q8_0", "q4_0")
+MODEL_CHECKS: Final = ("always", "first_start", "never")
 PREFIX: Final = "EDGE_"
 # Where a container's owner mounts what must not be in an image; used when it is there.
 TLS_FOLDER: Final = "/run/edge/tls"
@@ -55,6 +56,12 @@ class ModelSettings:
         "GGUF files of the model, in order; colon-separated outside the file", env="EDGE_MODEL_FILES"
     )
     card: str = _text("", "Document with source, digests and quality of the model; empty: none")
+    check: str = _text(
+        "first_start",
+        "When the files' digests are compared with the card's; a seal in the state folder remembers a first start, without that folder it is always",
+        choices=MODEL_CHECKS,
+        env="EDGE_MODEL_CHECK",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,12 +258,18 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySettings:
-    """The plan's figures, for the log."""
+    """The plan's figures, compared with what there is before the model is loaded."""
 
     need_bytes: int = _integer(
         0, "Memory that the plan says model, cache and server need", low=0, high=1 << 62
     )
     budget_bytes: int = _integer(0, "Memory that the plan leaves them; 0: not planned", low=0, high=1 << 62)
+    check: str = _text(
+        "refuse",
+        "What less memory than needed does: refuse to start, or warn",
+        choices=("refuse", "warn"),
+        env="EDGE_MEMORY_CHECK",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

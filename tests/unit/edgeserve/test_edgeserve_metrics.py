@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgeserve.answers import End, FaultKind
 from edgeserve.clients import Client
 from edgeserve.engine.protocol import FinishReason
-from edgeserve.metrics.device import CpuSeconds, Temperature, read_cpu_seconds, read_temperatures
+from edgeserve.kernel import CpuSeconds, Temperature, read_cpu_seconds, read_temperatures
 from edgeserve.metrics.requests import RequestMetrics, outcome_of
 from edgeserve.records import Record
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import os
 import re
 from collections import deque
@@ -38,6 +39,15 @@ class _ThreadpoolParams(ctypes.Structure):
     )
 
 
+def library_folder(directory: str) -> Path | None:
+    """Return the folder of the libraries: the one given, or the one beside the module; None if there is no such module."""
+    given = directory or os.environ.get(_VARIABLE)
+    if given:
+        return Path(given)
+    spec = importlib.util.find_spec("llama_cpp")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "lib"
+
+
 class Library:
     """llama.cpp in this process; `api` is the ctypes module, `cpu_variant` the backend that ggml chose."""
 
@@ -45,9 +55,9 @@ class Library:
         self._lines: deque[str] = deque(maxlen=8)
         self._log = log
         self.api = _import_module(directory)
-        self.directory = Path(
-            directory or os.environ.get(_VARIABLE) or Path(self.api.__file__).parent / "lib"
-        )
+        folder = library_folder(directory)
+        assert folder is not None
+        self.directory = folder
         # Kept for the life of the process: llama.cpp holds the pointer.
         self._callback = self.api.llama_log_callback(self._on_log)
         self.api.llama_log_set(self._callback, None)

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from edgeserve import __version__
-from edgeserve.metrics.device import read_cpu_seconds, read_temperatures
+from edgeserve.kernel import read_cpu_seconds, read_temperatures
 from edgeserve.scheduler import NotServingError, Scheduler, State
 from edgeserve.settings import Runtime
 
