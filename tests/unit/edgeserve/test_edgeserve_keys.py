@@ -149,11 +149,11 @@ def test_the_door(tmp_path: Path) -> None:
     right = f"bearer  {key} "
 
     def outcome(door: Door, certified: str | None, authorization: str) -> str:
-        return door.admit(certified=certified, authorization=authorization or None).name
+        return door.admit(certified=certified, authorization=authorization or None, address="192.0.2.1").name
 
     def refusal(door: Door, certified: str | None, authorization: str | None) -> str:
         with pytest.raises(ApiError) as caught:
-            door.admit(certified=certified, authorization=authorization)
+            door.admit(certified=certified, authorization=authorization, address="192.0.2.1")
         error = caught.value
         assert error.status == 401
         assert error.headers["www-authenticate"].startswith('Bearer realm="edgeserve"')
@@ -162,7 +162,8 @@ def test_the_door(tmp_path: Path) -> None:
         return str(error.code)
 
     open_door = Door(None, requires_key=False)
-    assert open_door.admit(certified=None, authorization=wrong) is ANONYMOUS
+    client = open_door.admit(certified=None, authorization=wrong, address="192.0.2.1")
+    assert (client.name, client.account) == (ANONYMOUS.name, "anonymous 192.0.2.1")
     assert outcome(open_door, "robot", wrong) == "cert:robot"
     either = Door(keys, requires_key=False)
     assert outcome(either, None, right) == "key:phone"

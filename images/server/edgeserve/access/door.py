@@ -37,23 +37,24 @@ class Door:
         self._keys = keys
         self._requires_key = requires_key
 
-    def admit(self, *, certified: str | None, authorization: str | None) -> Client:
+    def admit(self, *, certified: str | None, authorization: str | None, address: str) -> Client:
         """Say who asks.
 
         Args:
             certified: Name in the verified certificate of the connection, None without one.
             authorization: Value of the header (HTTP) or metadata (gRPC) of that name.
+            address: Where the connection comes from, by which clients without credentials are told apart; without a port.
 
         Raises:
             ApiError: 401, nothing shown suffices.
         """
         if self._keys is not None and authorization is not None:
-            return Client(name=f"key:{self._key_id(self._keys.value, authorization)}")
+            return Client(name=f"key:{self._key_id(self._keys.value, authorization)}", address=address)
         if certified is not None and not self._requires_key:
-            return Client(name=f"cert:{certified}")
+            return Client(name=f"cert:{certified}", address=address)
         if self._keys is not None:
             raise _refusal("This server needs a key: `Authorization: Bearer KEY`.", "missing_api_key", "")
-        return ANONYMOUS
+        return Client(name=ANONYMOUS.name, address=address)
 
     @staticmethod
     def _key_id(keys: KeyRing, authorization: str) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from edgeserve.access.door import Door
 from edgeserve.calls import ChatCall, CompletionCall
-from edgeserve.clients import ANONYMOUS
 from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import ApiError, not_serving
 from edgeserve.http.answer import send_answer
@@ -81,8 +79,7 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
         exchange = Exchange(scope, receive, send)
-        client = dataclasses.replace(ANONYMOUS, address=exchange.peer_address)
-        record = Record(interface="http", method=exchange.method, route=exchange.path, client=client)
+        record = Record(interface="http", method=exchange.method, route=exchange.path)
         try:
             await self._dispatch(exchange, record)
         except ApiError as error:
@@ -106,7 +103,9 @@ class App:
         if exchange.path not in self._open:
             # Before all else: who may not use the server learns nothing of its routes either.
             record.client = self._door.admit(
-                certified=exchange.certified, authorization=exchange.header("authorization")
+                certified=exchange.certified,
+                authorization=exchange.header("authorization"),
+                address=exchange.peer_address,
             )
         route = self._routes.get(exchange.path)
         if route is None:
