@@ -102,8 +102,8 @@ def _model_document(plan: BuildPlan, *, model_digest: Digest, before: bytes, aft
         "parameters": model.parameters,
         "context_trained_tokens": model.context_trained,
         "fitted_to": plan.profile.name,
-        "source": {
-            "file": plan.origin.source,
+        "source": plan.origin.source.to_json()
+        | {
             "quantization": plan.origin.source_quantization,
             "quantized_by": plan.origin.quantized_by or None,
         },
@@ -130,7 +130,8 @@ Made by edgebuild {__version__} for {plan.profile.description or plan.profile.na
 |---|---|
 | Model | {model.name}, {model.architecture}, {model.parameters / 1e6:.1f} M parameters |
 | Licence | {model.licence or "not stated by the model"} |
-| Quantisation | {model.quantization} (from {plan.origin.source}, {plan.origin.source_quantization}) |
+| Source | {_source_line(plan)} |
+| Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}) |
 | Layer digest | {model_digest} |
 | Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time |
 
@@ -143,3 +144,8 @@ Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fi
 
 The server listens on port {plan.profile.server.port}: `POST /v1/chat/completions`, `GET /readyz`.
 """
+
+
+def _source_line(plan: BuildPlan) -> str:
+    source = plan.origin.source
+    return source.reference + (f", sha256:{source.sha256}" if source.sha256 else "")

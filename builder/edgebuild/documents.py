@@ -1,10 +1,13 @@
 """YAML documents that people write, with the line of every value, so that a fault can be shown where it stands."""
 
+import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgebuild.errors import ProfileError
 
@@ -12,6 +15,28 @@ _MAX_FILE_BYTES = 1 << 16
 _MAX_DEPTH = 16
 
 KeyPath = tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of document, for messages.
+
+    Attributes:
+        name: E.g. "profile".
+        beginning: What one begins with.
+    """
+
+    name: str
+    beginning: str
+
+
+class Section(BaseModel):
+    """A part of a document that people write: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Document = TypeVar("Document", bound=Section)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +61,7 @@ class Located:
         return str(self.file)
 
 
-def load_yaml(path: Path) -> Located:
+def load_yaml(path: Path, *, kind: Kind) -> Located:
     """Read a YAML mapping. Aliases, duplicate keys, tags and deep nesting are refused.
 
     Raises:
@@ -50,7 +75,9 @@ def load_yaml(path: Path) -> Located:
             f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
         ) from error
     if len(raw) > _MAX_FILE_BYTES:
-        raise ProfileError(f"{path}: larger than {_MAX_FILE_BYTES // 1024} KiB", hint="this is not a profile")
+        raise ProfileError(
+            f"{path}: larger than {_MAX_FILE_BYTES // 1024} KiB", hint=f"this is no {kind.name}"
+        )
     try:
         text = raw.decode("utf-8")
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -75,10 +102,8 @@ def load_yaml(path: Path) -> Located:
             f"{path}: not YAML: {str(error).splitlines()[0]}", hint="the file must be plain text"
         ) from error
     if not isinstance(node, yaml.MappingNode):
-        raise ProfileError(
-            f"{path}:1: not a mapping of keys to values", hint="begin with `schema_version: 1` and `name: …`"
-        )
-    reader = _Reader(path)
+        raise ProfileError(f"{path}:1: not a mapping of keys to values", hint=f"begin with {kind.beginning}")
+    reader = _Reader(path, kind)
     value = reader.mapping(node, ())
     return Located(value=value, places=reader.places, file=path)
 
@@ -88,6 +113,59 @@ def overlay(lower: Located, upper: Located) -> Located:
     return Located(
         value=_merge(lower.value, upper.value), places={**lower.places, **upper.places}, file=upper.file
     )
+
+
+def check_document(model: type[Document], located: Located, *, kind: Kind, hint: str) -> Document:
+    """Check a document whole.
+
+    Args:
+        model: What it must be.
+        located: The document.
+        kind: What it is called.
+        hint: Where to see what it may hold.
+
+    Raises:
+        ProfileError: It breaks a rule; all faults at once, each with file, line and path.
+    """
+    try:
+        return model.model_validate(located.value)
+    except ValidationError as error:
+        faults = tuple(_faults(error, model, located))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ProfileError(f"{located.file}: {count} in the {kind.name}", faults=faults, hint=hint) from error
+
+
+def _faults(error: ValidationError, model: type[BaseModel], located: Located) -> Iterator[str]:
+    for fault in error.errors():
+        path = tuple(
+            part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))
+        )
+        text = ".".join(str(part) for part in path)
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(model, path[:-1])
+            close = difflib.get_close_matches(str(path[-1]), known, n=1)
+            message = "unknown key" + (
+                f"; did you mean {close[0]!r}?" if close else f"; known here are {', '.join(known)}"
+            )
+        elif fault["type"] == "missing":
+            message = "is required"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+        yield f"{located.place(path)}: {text}: {message}" if text else f"{located.place(path)}: {message}"
+
+
+def _known_keys(model: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        candidates = [
+            item
+            for item in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(item, type) and issubclass(item, BaseModel)
+        ]
+        if not candidates:
+            return ()
+        model = candidates[0]
+    return tuple(model.model_fields)
 
 
 def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -105,8 +183,9 @@ def _place(path: Path, mark: Any) -> str:  # yaml has two kinds of Mark, one of 
 class _Reader:
     """Turns nodes into plain values and keeps their lines."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         self._path = path
+        self._kind = kind
         self._scalars = yaml.constructor.SafeConstructor()
         self.places: dict[KeyPath, str] = {}
 
@@ -134,7 +213,7 @@ class _Reader:
         if len(at) > _MAX_DEPTH:
             raise ProfileError(
                 f"{_place(self._path, node.start_mark)}: nested more than {_MAX_DEPTH} deep",
-                hint="this is not a profile",
+                hint=f"this is no {self._kind.name}",
             )
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, at)

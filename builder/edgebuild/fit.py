@@ -1,5 +1,6 @@
 """Sizing: how much memory a model takes on a device, and whether that fits. Pure arithmetic over header and profile."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from edgebuild.errors import PlanError
@@ -108,6 +109,11 @@ def planned_quantization(model: ModelSpec, profile: DeviceProfile, *, override: 
             hint="leave --quantization out, or give the 16-bit GGUF of this model",
         )
     return model.quantization
+
+
+def wanted_types(profiles: Iterable[DeviceProfile], *, override: str | None) -> tuple[str, ...]:
+    """List the types of weights that devices want, each once: what decides between several files of one model."""
+    return tuple(dict.fromkeys(override or profile.quantization for profile in profiles))
 
 
 def estimate_quantized(model: ModelSpec, quantization: str) -> ModelSpec:

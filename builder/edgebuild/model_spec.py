@@ -77,6 +77,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
 
 
+def gguf_file_name(text: str) -> str:
+    """Make a file's name fit for images and the store: see `slug`; it ends in ".gguf"."""
+    return slug(text.removesuffix(".gguf")) + ".gguf"
+
+
 class _Facts:
     """The header, asked by short names with the architecture's prefix."""
 
@@ -101,7 +106,7 @@ class _Facts:
         kv_heads = self._per_layer("attention.head_count_kv", layers, heads)
         return ModelSpec(
             name=slug(self._text("general.name") or _stem(self._file_name)),
-            file_name=slug(self._file_name.removesuffix(".gguf")) + ".gguf",
+            file_name=gguf_file_name(self._file_name),
             architecture=self._architecture,
             quantization=self._quantization(),
             licence=self._text("general.license"),

@@ -178,7 +178,7 @@ def _prepare(request: ImageRequest, target: str, *, engine: NativeEngine, contex
 def _origin(model: ModelFile, target: str) -> ModelOrigin:
     is_same = target == model.spec.quantization
     return ModelOrigin(
-        source=model.path.name,
+        source=model.source,
         source_quantization=model.spec.quantization,
         quantized_by="" if is_same else f"llama_model_quantize {target}",
     )

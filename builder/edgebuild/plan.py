@@ -35,16 +35,48 @@ _PYTHON = "/usr/bin/python3.13"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOrigin:
-    """Where the model in the image comes from.
+class ModelSource:
+    """Where a model was taken from. It goes into images: no folders of this machine and no secrets.
 
     Attributes:
-        source: What the user gave, without folders: a file name.
+        kind: "file", "demo", "huggingface", "web" or "oci".
+        reference: What gives the same file again: hf://ORG/REPO@COMMIT/FILE, an address, oci://REPO@DIGEST; of a file its name.
+        revision: Commit or manifest digest, or "".
+        file: Name of the file there.
+        sha256: Hash of the file as the source gave it, or "".
+        licence: As the source states it, or "".
+    """
+
+    kind: str
+    reference: str
+    revision: str = ""
+    file: str
+    sha256: str = ""
+    licence: str = ""
+
+    def to_json(self) -> dict[str, str | None]:
+        """Give the JSON object of model.json and `--json`; what is not known is null."""
+        return {
+            "kind": self.kind,
+            "reference": self.reference,
+            "revision": self.revision or None,
+            "file": self.file,
+            "digest": f"sha256:{self.sha256}" if self.sha256 else None,
+            "licence": self.licence or None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOrigin:
+    """Where the model in the image comes from, and what became of it.
+
+    Attributes:
+        source: Where it was taken from.
         source_quantization: Type of the source.
         quantized_by: How it was quantised, e.g. "llama_model_quantize Q4_K_M", or "" when taken as it is.
     """
 
-    source: str
+    source: ModelSource
     source_quantization: str
     quantized_by: str
 

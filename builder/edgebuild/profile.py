@@ -5,14 +5,13 @@ checked whole: every fault is reported at once, with file, path and line.
 """
 
 import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from edgebuild.data import data_path
-from edgebuild.documents import Located, load_yaml, overlay
+from edgebuild.documents import Kind, Located, Section, check_document, load_yaml, overlay
 from edgebuild.errors import ProfileError
 from edgebuild.oci.platform import Platform
 from edgebuild.quantities import Share, Size, parse_switch
@@ -28,11 +27,7 @@ Quantization = Literal[
 ]  # fmt: skip
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
-
-class Section(BaseModel):
-    """A part of a document that people write: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+_PROFILE = Kind(name="profile", beginning="`schema_version: 1` and `name: …`")
 
 
 class Cpu(Section):
@@ -245,17 +240,12 @@ def load_profile(reference: str, *, working_directory: Path) -> DeviceProfile:
         ProfileError: It is not there, not YAML, extends itself, or breaks a rule; all faults at once.
     """
     path = _find(reference, beside=working_directory, said_by="")
-    located = _load_chain(path, seen=())
-    try:
-        return DeviceProfile.model_validate(located.value)
-    except ValidationError as error:
-        faults = tuple(_faults(error, located))
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ProfileError(
-            f"{path}: {count} in the profile",
-            faults=faults,
-            hint="`edgebuild profiles schema` prints what a profile may hold",
-        ) from error
+    return check_document(
+        DeviceProfile,
+        _load_chain(path, seen=()),
+        kind=_PROFILE,
+        hint="`edgebuild profiles schema` prints what a profile may hold",
+    )
 
 
 def profile_schema() -> dict[str, Any]:
@@ -307,7 +297,7 @@ def _load_chain(path: Path, *, seen: tuple[Path, ...]) -> Located:
         raise ProfileError(
             f"{path}: extends itself: {chain}", hint="break the cycle: one of them must not extend the other"
         )
-    own = load_yaml(path)
+    own = load_yaml(path, kind=_PROFILE)
     parent = own.value.pop("extends", None)
     if parent is None:
         return own
@@ -317,37 +307,3 @@ def _load_chain(path: Path, *, seen: tuple[Path, ...]) -> Located:
     return overlay(
         _load_chain(_find(parent, beside=path.parent, said_by=f"{place}: "), seen=(*seen, resolved)), own
     )
-
-
-def _faults(error: ValidationError, located: Located) -> Iterator[str]:
-    for fault in error.errors():
-        path = tuple(
-            part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))
-        )
-        text = ".".join(str(part) for part in path)
-        if fault["type"] == "extra_forbidden":
-            known = _known_keys(path[:-1])
-            close = difflib.get_close_matches(str(path[-1]), known, n=1)
-            message = "unknown key" + (
-                f"; did you mean {close[0]!r}?" if close else f"; known here are {', '.join(known)}"
-            )
-        elif fault["type"] == "missing":
-            message = "is required"
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-        yield f"{located.place(path)}: {text}: {message}" if text else f"{located.place(path)}: {message}"
-
-
-def _known_keys(path: tuple[int | str, ...]) -> tuple[str, ...]:
-    model: type[BaseModel] = DeviceProfile
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        candidates = [
-            item
-            for item in (annotation, *getattr(annotation, "__args__", ()))
-            if isinstance(item, type) and issubclass(item, BaseModel)
-        ]
-        if not candidates:
-            return ()
-        model = candidates[0]
-    return tuple(model.model_fields)

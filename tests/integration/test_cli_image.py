@@ -40,7 +40,12 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
 class TestResult:
     def test_document_has_the_shape_of_docs_json(self, built_layout: Built) -> None:
         document = built_layout.document
-        assert set(document) == {"index", "images"}
+        assert set(document) == {"index", "model", "images"}
+        assert set(document["model"]) == {"name", "licence", "quantization", "source"}
+        assert document["model"]["source"] == {
+            "kind": "demo", "reference": "demo", "revision": None, "file": "edge-alert-4m.F16.gguf",
+            "digest": None, "licence": None,
+        }  # fmt: skip
         index = document["index"]
         assert set(index) == {"digest", "layout", "tag"}
         assert DIGEST.fullmatch(index["digest"])

@@ -21,7 +21,7 @@ from edgebuild.fit import (
 from edgebuild.gguf import GgufHeader, Tensor
 from edgebuild.model_spec import ModelSpec, make_model_spec, quantized_file_name, slug
 from edgebuild.oci.digest import Digest
-from edgebuild.plan import ModelOrigin, make_labels, make_plan, make_run, notes
+from edgebuild.plan import ModelOrigin, ModelSource, make_labels, make_plan, make_run, notes
 from edgebuild.profile import DeviceProfile, load_profile
 
 # Llama 3.2 1B, from its model card and config.json: 16 layers, 8 key/value heads of 64, 128,256 tokens.
@@ -30,7 +30,11 @@ LLAMA = ModelSpec(
     parameters=1_235_814_400, matrix_parameters=1_235_746_816, file_bytes=2_479_595_360, layers=16, kv_heads=(8,) * 16, heads=32,
     key_length=64, value_length=64, embedding=2048, feed_forward=8192, vocabulary=128_256, context_trained=131_072, has_chat_template=True,
 )  # fmt: skip
-ORIGIN = ModelOrigin(source="x.gguf", source_quantization="F16", quantized_by="llama_model_quantize Q4_K_M")
+ORIGIN = ModelOrigin(
+    source=ModelSource(kind="file", reference="x.gguf", file="x.gguf"),
+    source_quantization="F16",
+    quantized_by="llama_model_quantize Q4_K_M",
+)
 GIB = 2**30
 
 

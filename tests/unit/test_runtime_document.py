@@ -7,7 +7,7 @@ import pytest
 from edgebuild.contents import make_contents
 from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
-from edgebuild.plan import STATE_FOLDER, ModelOrigin, make_plan
+from edgebuild.plan import STATE_FOLDER, ModelOrigin, ModelSource, make_plan
 from edgebuild.profile import DeviceProfile, load_profile, profile_names
 from edgeserve.config import load_config
 from edgeserve.settings import Runtime
@@ -17,7 +17,11 @@ _MODEL = ModelSpec(
     matrix_parameters=10**8, file_bytes=10**8, layers=16, kv_heads=(8,) * 16, heads=32, key_length=64, value_length=64,
     embedding=2048, feed_forward=8192, vocabulary=32000, context_trained=131_072, has_chat_template=True,
 )  # fmt: skip
-_ORIGIN = ModelOrigin(source="small.gguf", source_quantization="Q8_0", quantized_by="")
+_ORIGIN = ModelOrigin(
+    source=ModelSource(kind="file", reference="small.gguf", file="small.gguf"),
+    source_quantization="Q8_0",
+    quantized_by="",
+)
 
 
 def _runtime(profile: DeviceProfile, folder: Path) -> Runtime:

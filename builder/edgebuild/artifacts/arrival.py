@@ -1,18 +1,90 @@
-"""A file on its way into the store: written in order and hashed as its bytes come, so that no second pass is needed."""
+"""A file on its way into the store: written in order and hashed as its bytes come, so that no second pass is needed.
+
+1. What is in the store is not fetched.
+2. Bytes go to a scratch file, which always holds a beginning of the file; a later run goes on where this one ended.
+3. A file whose hash is another is removed and fetched once more from the start; a server that lies twice is named.
+"""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edgebuild.artifacts.files import store_fault
+from edgebuild.artifacts.store import Store
+from edgebuild.errors import EdgebuildError
 from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest
-from edgebuild.progress import Task
+from edgebuild.progress import Progress, Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A file that is to come.
+
+    Attributes:
+        digest: Its sha256.
+        file: The name it gets in the store.
+        size_bytes: Its length, or 0 when unknown.
+        title: For progress, e.g. "ziglang 0.17.1".
+    """
+
+    digest: Digest
+    file: str
+    size_bytes: int
+    title: str
+
+
+def receive(
+    expected: Expected,
+    *,
+    store: Store,
+    progress: Progress,
+    fetch: Callable[["Arrival", Task], None],
+    other: Callable[[Digest], EdgebuildError],
+) -> Path:
+    """Return the file's path in the store, fetching it if it is not there.
+
+    Args:
+        expected: The file.
+        store: Takes it.
+        progress: Told of the bytes that arrive.
+        fetch: Writes what is missing, to the end of the file.
+        other: Makes the error for a file whose sha256 is the one given.
+
+    Raises:
+        EdgebuildError: That of `other`, or what `fetch` raises.
+        StoreError: The disk is full.
+    """
+    # Step 1.
+    if (found := store.find_download(expected.digest, expected.file)) is not None:
+        return found
+
+    def build(folder: Path) -> None:
+        # Step 2.
+        partial = store.scratch("partial") / expected.digest.hex
+        with progress.task(f"download {expected.title}", total_bytes=expected.size_bytes or None) as task:
+            for last in (False, True):
+                with Arrival(partial, task) as arrival:
+                    fetch(arrival, task)
+                    digest = arrival.digest
+                if digest == expected.digest:
+                    break
+                # Step 3. What an earlier run left may be broken, or a proxy may have cut and patched.
+                partial.unlink()
+                if last:
+                    raise other(digest)
+        partial.chmod(0o644)
+        partial.rename(folder / expected.file)
+
+    entry = store.make("download", expected.digest, build, hashed={expected.file: expected.digest})
+    return store.find_download(expected.digest, expected.file) or entry / expected.file
 
 
 class Arrival:
-    """What has come so far. The scratch file always holds a beginning of the file: what an earlier run left is taken up."""
+    """What has come so far of a file; what an earlier run left is taken up."""
 
     def __init__(self, path: Path, task: Task) -> None:
         """Name the scratch file.

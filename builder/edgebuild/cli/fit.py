@@ -2,10 +2,11 @@
 
 import click
 
+from edgebuild.artifacts.store import Store
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.tables import render_table
 from edgebuild.errors import PlanError
-from edgebuild.fit import Fit, estimate_quantized, format_bytes, make_fit, planned_quantization
+from edgebuild.fit import Fit, estimate_quantized, format_bytes, make_fit, planned_quantization, wanted_types
 from edgebuild.model.source import load_model
 from edgebuild.profile import QUANTIZATIONS, load_profile, profile_names
 
@@ -18,7 +19,7 @@ from edgebuild.profile import QUANTIZATIONS, load_profile, profile_names
     metavar="NAME|FILE",
     help="Device profile; may be given several times. [default: all built-in ones]",
 )
-@click.option("--model", default="demo", show_default=True, metavar="FILE.gguf", help="Model.")
+@click.option("--model", default="demo", show_default=True, metavar="MODEL", help="Model, as for `image`.")
 @click.option(
     "--quantization",
     type=click.Choice(QUANTIZATIONS, case_sensitive=False),
@@ -30,10 +31,19 @@ def command(session: Session, profiles: tuple[str, ...], model: str, quantizatio
 
     The exit code is 4 when a device that was named does not fit.
     """
-    found = load_model(model, working_directory=session.host.working_directory)
+    loaded = [
+        load_profile(name, working_directory=session.host.working_directory)
+        for name in profiles or profile_names()
+    ]
+    found = load_model(
+        model,
+        wanted=wanted_types(loaded, override=quantization),
+        host=session.host,
+        store=Store(session.host.cache_directory, progress=session.progress),
+        progress=session.progress,
+    )
     fits = []
-    for name in profiles or profile_names():
-        profile = load_profile(name, working_directory=session.host.working_directory)
+    for profile in loaded:
         wanted = planned_quantization(found.spec, profile, override=quantization)
         fits.append(
             make_fit(

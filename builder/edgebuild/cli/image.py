@@ -13,7 +13,7 @@ from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.passwords import load_key, password_option
 from edgebuild.cli.report import build_document, render_build
 from edgebuild.errors import PlanError, UsageError
-from edgebuild.fit import estimate_quantized, make_fit, planned_quantization
+from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, wanted_types
 from edgebuild.model.source import ModelFile, load_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
@@ -31,7 +31,13 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
     metavar="NAME|FILE",
     help="Device profile; several make one index.",
 )
-@click.option("--model", default="demo", show_default=True, metavar="FILE.gguf", help="Model to bake in.")
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    metavar="MODEL",
+    help="Model to bake in: a GGUF file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO.",
+)
 @click.option(
     "--quantization",
     type=click.Choice(QUANTIZATIONS, case_sensitive=False),
@@ -99,7 +105,14 @@ def command(
     _refuse_nonsense(no_layout=no_layout, output=output, push=push, locked=locked, update_lock=update_lock)
     signer = load_key(key, password_file, session=session)
     loaded = _load_profiles(profiles, target, session)
-    found = load_model(model, working_directory=host.working_directory)
+    store = Store(host.cache_directory, progress=session.progress)
+    found = load_model(
+        model,
+        wanted=wanted_types(loaded, override=quantization),
+        host=host,
+        store=store,
+        progress=session.progress,
+    )
     layout = None if no_layout else host.path(output or "build")
     request = ImageRequest(
         profiles=loaded,
@@ -115,7 +128,6 @@ def command(
         engine=engine,
     )
     _show_fit(found, request, session)
-    store = Store(host.cache_directory, progress=session.progress)
     result = build_images(request, Context(host=host, store=store, progress=session.progress))
     if push and layout is not None and target is not None:
         _push(layout, target, session)

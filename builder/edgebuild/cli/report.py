@@ -17,6 +17,12 @@ def build_document(result: BuildResult, request: ImageRequest) -> dict[str, Any]
             "layout": None if request.output is None else str(request.output),
             "tag": None if reference is None else str(reference),
         },
+        "model": {
+            "name": request.model.spec.name,
+            "licence": request.model.spec.licence or None,
+            "quantization": request.model.spec.quantization,
+            "source": request.model.source.to_json(),
+        },
         "images": [_image_document(built, request) for built in result.images],
     }
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from edgebuild.artifacts.store import Store
@@ -45,7 +46,7 @@ def quantize(
         ModelError: The library refuses the model or the type.
         ToolError: It crashed, or the disk is full.
     """
-    name = quantized_file_name(model.path.name, quantization)
+    name = quantized_file_name(model.spec.file_name, quantization)
     recipe = {
         "format": 1,
         "source": str(source_digest),
@@ -63,7 +64,8 @@ def quantize(
             )
 
     path = store.make("model", key, build) / name
-    return ModelFile(path=path, spec=make_model_spec(read_gguf_header(path), file_name=name))
+    spec = make_model_spec(read_gguf_header(path), file_name=name)
+    return ModelFile(path=path, spec=replace(spec, licence=model.spec.licence), source=model.source)
 
 
 def _run_library(

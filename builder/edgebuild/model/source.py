@@ -1,19 +1,31 @@
-"""Where a model comes from: for now, a GGUF file of the user's or the demo model."""
+"""Where a model comes from: a file or folder on this machine, a hub, the web, a registry, or the demo model."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
 from edgebuild.errors import ModelError
 from edgebuild.gguf import read_gguf_header
+from edgebuild.host import Host
+from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
+from edgebuild.model.fetched import Fetched
+from edgebuild.model.reference import (
+    HubReference,
+    LocalReference,
+    ModelReference,
+    RegistryReference,
+    WebReference,
+    parse_model_reference,
+)
+from edgebuild.model.selection import choose_candidate
 from edgebuild.model_spec import ModelSpec, make_model_spec
 from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import WHOLE_FILE, Seals
+from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress
-
-DEMO_MODEL = "demo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,36 +34,89 @@ class ModelFile:
 
     Attributes:
         path: Absolute path of the GGUF file.
-        spec: What its header says.
+        spec: What its header says; its licence is the source's where the header names none.
+        source: Where it came from.
     """
 
     path: Path
     spec: ModelSpec
+    source: ModelSource
 
 
-def load_model(reference: str, *, working_directory: Path) -> ModelFile:
-    """Find a model and read its header.
+def load_model(
+    reference: str, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
+) -> ModelFile:
+    """Find or fetch a model and read its header.
 
     Args:
-        reference: Path of a GGUF file, or "demo" for the model that ships with edgebuild.
-        working_directory: What a relative path is relative to.
+        reference: A path; "demo"; hf://ORG/REPO[@REVISION][/FILE]; https://…#sha256=…; oci://REGISTRY/REPO[:TAG|@DIGEST].
+        wanted: Types that the devices want, each once: they decide between several files.
+        host: For relative paths, and the environment's proxies, tokens and logins.
+        store: Takes what is fetched.
+        progress: Told of the bytes.
 
     Raises:
-        ModelError: It is not there or is no usable GGUF file.
+        UsageError: The reference is of no such form.
+        ModelError: It is not there, or is no usable GGUF file.
+        ToolError: It cannot be fetched, or is not what was asked for.
+        RegistryError: The registry refused, failed or lied.
     """
-    path = demo_model_path() if reference == DEMO_MODEL else working_directory / Path(reference).expanduser()
-    if not path.exists():
-        if "://" in reference:
+    fetched = _fetch(
+        parse_model_reference(reference), wanted=wanted, host=host, store=store, progress=progress
+    )
+    if fetched.source.sha256:
+        # It was compared as it arrived, so that quantising need not hash it again.
+        digest = Digest(fetched.source.sha256)
+        if store.known_digest(fetched.path, WHOLE_FILE) is None:
+            store.remember_digest(fetched.path, WHOLE_FILE, digest)
+    spec = make_model_spec(read_gguf_header(fetched.path), file_name=fetched.source.file)
+    spec = replace(spec, licence=spec.licence or fetched.source.licence)
+    return ModelFile(path=fetched.path, spec=spec, source=fetched.source)
+
+
+def _fetch(
+    reference: ModelReference, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
+) -> Fetched:
+    # Each way to the network imports an HTTP client, which files do without.
+    match reference:
+        case LocalReference(path=""):
+            path = demo_model_path()
+            return Fetched(path=path, source=ModelSource(kind="demo", reference="demo", file=path.name))
+        case LocalReference(path=text):
+            path = _find_local(host.path(text), wanted)
+            return Fetched(path=path, source=ModelSource(kind="file", reference=path.name, file=path.name))
+        case HubReference():
+            from edgebuild.model.hub import fetch_hub_model  # noqa: PLC0415 - see above
+
+            return fetch_hub_model(reference, wanted=wanted, host=host, store=store, progress=progress)
+        case WebReference():
+            from edgebuild.model.web import fetch_web_model  # noqa: PLC0415 - see above
+
+            return fetch_web_model(reference, host=host, store=store, progress=progress)
+        case RegistryReference():
+            from edgebuild.model.artifact import fetch_registry_model  # noqa: PLC0415 - see above
+
+            return fetch_registry_model(reference, wanted=wanted, host=host, store=store, progress=progress)
+
+
+def _find_local(path: Path, wanted: tuple[str, ...]) -> Path:
+    """Find the GGUF file that a path means: itself, or one in a folder."""
+    if not path.is_dir():
+        if not path.exists():
             raise ModelError(
-                f"{reference}: models are not fetched from the network yet",
-                hint="download the GGUF file and give its path",
+                f"{path}: no such model",
+                hint="give the path of a .gguf file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO, or `demo`",
             )
-        raise ModelError(
-            f"{path}: no such model",
-            hint="give the path of a .gguf file, or `demo` for the model that ships with edgebuild",
-        )
-    header = read_gguf_header(path)
-    return ModelFile(path=path, spec=make_model_spec(header, file_name=path.name))
+        return path
+    try:
+        files = [item.name for item in path.iterdir() if item.is_file()]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}", hint="check its permissions") from error
+    chosen = choose_candidate(files, wanted=wanted, place=str(path), hint=f"name the file: {path}/{{file}}")
+    if chosen is None:
+        find_checkpoint(files, place=str(path))
+        raise conversion_missing(str(path))
+    return path / chosen.file
 
 
 def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:

@@ -136,34 +136,50 @@ class RegistryClient:
             raise lie(request.call, f"it has {told} bytes", f"one of {size_bytes} bytes")
         return True
 
-    def get_blob(
-        self, digest: Digest, *, size_bytes: int | None = None, offset_bytes: int = 0
-    ) -> Iterator[bytes]:
+    def get_blob(self, digest: Digest, *, size_bytes: int | None = None) -> Iterator[bytes]:
         """Yield a blob as it comes; the end is only reached when its digest is right.
 
-        A connection that breaks is made again and goes on where it broke. Bytes are handed out before the digest is
-        known: whoever keeps them must throw them away on an error.
+        Bytes are handed out before the digest is known: whoever keeps them must throw them away on an error.
 
         Args:
             digest: What to read.
             size_bytes: Its size when known; more bytes are an error at once.
-            offset_bytes: First byte wanted. With an offset the digest cannot be checked here, the caller has to.
 
         Raises:
             RegistryError: It is not there, is another one, or the registry failed.
         """
-        patience = self._transport.patience()
         hasher = hashlib.sha256()
+        for chunk in self.stream_blob(digest, size_bytes=size_bytes):
+            hasher.update(chunk)
+            yield chunk
+        if hasher.hexdigest() != digest.hex:
+            raise self.other_blob(digest, Digest(hasher.hexdigest()))
+
+    def stream_blob(
+        self, digest: Digest, *, size_bytes: int | None = None, offset_bytes: int = 0
+    ) -> Iterator[bytes]:
+        """Yield a blob as it comes, from a place on; whoever reads compares its digest.
+
+        A connection that breaks is made again and goes on where it broke.
+
+        Args:
+            digest: What to read.
+            size_bytes: Its size when known; more bytes are an error at once.
+            offset_bytes: First byte wanted.
+
+        Raises:
+            RegistryError: It is not there, or the registry failed.
+        """
+        patience = self._transport.patience()
         at = offset_bytes
         call = self._transport.call("GET", f"blob {digest}")
-        while True:
+        while size_bytes is None or at < size_bytes:
             try:
                 with self._transport.open(self._blob_request(digest, at)) as response:
                     for chunk in _from(response, at):
                         at += len(chunk)
                         if size_bytes is not None and at > size_bytes:
                             raise lie(call, f"it is {digest}", f"longer than its {size_bytes} bytes")
-                        hasher.update(chunk)
                         yield chunk
                         patience.progressed()
             except TransientError as fault:
@@ -172,8 +188,10 @@ class RegistryClient:
             if size_bytes is None or at == size_bytes:
                 break
             patience.wait(TransientError(f"{call}: it ended after {at} of {size_bytes} bytes"))
-        if offset_bytes == 0 and hasher.hexdigest() != digest.hex:
-            raise lie(call, f"it is {digest}", f"sha256:{hasher.hexdigest()}")
+
+    def other_blob(self, digest: Digest, found: Digest) -> RegistryError:
+        """Make the error for a blob whose bytes have another digest than was asked for."""
+        return lie(self._transport.call("GET", f"blob {digest}"), f"it is {digest}", str(found))
 
     def read_blob(self, descriptor: Descriptor, *, cap_bytes: int) -> bytes:
         """Read a small blob whole.

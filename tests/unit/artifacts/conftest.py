@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgebuild.artifacts.store import Store
-from tests.unit.artifacts.file_server import FileServer, file_server
+from tests.support.file_server import FileServer, file_server
 from tests.unit.artifacts.telling import Told
 
 

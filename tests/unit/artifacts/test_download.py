@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edgebuild.artifacts.download import PIECES_FROM_BYTES, Patience, Wanted, download
+from edgebuild.artifacts.download import PIECES_FROM_BYTES, Wanted, download
 from edgebuild.artifacts.pieces import PIECE_BYTES
 from edgebuild.artifacts.store import Store
+from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import ToolError
 from edgebuild.network import Stop
 from edgebuild.oci.digest import Digest
-from tests.unit.artifacts.file_server import FileServer, Page, file_server
+from tests.support.file_server import FileServer, Page, file_server
 from tests.unit.artifacts.telling import Told
 
 BODY = os.urandom(3_000_000)

@@ -7,7 +7,7 @@ import pytest
 
 from edgebuild.errors import ToolError
 from edgebuild.network import make_client
-from tests.unit.artifacts.file_server import FileServer, Page
+from tests.support.file_server import FileServer, Page
 
 
 def test_proxy_is_used_for_other_hosts(server: FileServer) -> None:

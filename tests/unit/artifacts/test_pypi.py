@@ -15,7 +15,7 @@ from edgebuild.artifacts.pypi import (
 )
 from edgebuild.artifacts.requirements import PinnedRequirement, parse_requirements
 from edgebuild.errors import ToolError
-from tests.unit.artifacts.file_server import FileServer, Page
+from tests.support.file_server import FileServer, Page
 from tests.unit.artifacts.telling import host_at
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64

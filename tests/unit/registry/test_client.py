@@ -87,7 +87,7 @@ def test_blob(double: Double, client: RegistryClient) -> None:
     digest = put(double)
     assert b"".join(client.get_blob(digest)) == DATA
     assert b"".join(client.get_blob(digest, size_bytes=len(DATA))) == DATA
-    assert b"".join(client.get_blob(digest, offset_bytes=1000)) == DATA[1000:]
+    assert b"".join(client.stream_blob(digest, offset_bytes=1000)) == DATA[1000:]
     assert client.has_blob(digest, len(DATA))
     assert not client.has_blob(Digest.of(b""), 0)
 
@@ -139,7 +139,7 @@ def test_part_from_another_place(double: Double, client: RegistryClient) -> None
         "GET", "/blobs/", times=-1, status=206, body=b"x", headers={"Content-Range": "bytes 900-901/2"}
     )
     with pytest.raises(RegistryError, match="from another place than byte 5"):
-        list(client.get_blob(digest, offset_bytes=5))
+        list(client.stream_blob(digest, offset_bytes=5))
 
 
 def test_small_blob_with_a_cap(double: Double, client: RegistryClient) -> None:

@@ -22,6 +22,7 @@ class Page:
         headers: Sent with every answer.
         stalls: Number of bytes after which each of the next answers says nothing more until the server ends.
         lives: Answers after which it is refused with 403, or -1.
+        token: Bearer token that is asked for, or "".
     """
 
     body: bytes
@@ -34,6 +35,7 @@ class Page:
     headers: dict[str, str] = field(default_factory=dict)
     stalls: list[int] = field(default_factory=list)
     lives: int = -1
+    token: str = ""
 
 
 class FileServer:
@@ -45,6 +47,7 @@ class FileServer:
         authorizations: Their Authorization.
         most_at_once: Answers that were under way at the same time.
         on_gone: Called when a page's lives are over.
+        elsewhere: Gives the page of a path that is not in `pages`.
     """
 
     def __init__(self) -> None:
@@ -54,6 +57,7 @@ class FileServer:
         self.url = ""
         self.most_at_once = 0
         self.on_gone: Callable[[], None] = lambda: None
+        self.elsewhere: Callable[[str], Page | None] = lambda _: None
         self.ended = threading.Event()
         self._guard = threading.Lock()
         self._under_way = 0
@@ -71,12 +75,13 @@ class FileServer:
                 self._under_way -= 1
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        page = self.pages.get(handler.path)
+        path = handler.path.partition("?")[0]
+        page = self.pages.get(path) or self.elsewhere(path)
         asked = handler.headers.get("Range", "")
         with self._guard:
             self.asked.append((handler.path, asked))
             self.authorizations.append(handler.headers.get("Authorization", ""))
-            status = self._refusal(page)
+            status = self._refusal(page, handler.headers.get("Authorization", ""))
         if page is None or status:
             _send_head(handler, status or 404, 0, page.headers if page else {})
         elif page.redirect:
@@ -84,7 +89,9 @@ class FileServer:
         else:
             self._send_page(handler, page, asked if page.ranges else "")
 
-    def _refusal(self, page: Page | None) -> int:
+    def _refusal(self, page: Page | None, authorization: str) -> int:
+        if page is not None and page.token and authorization != f"Bearer {page.token}":
+            return 401
         if page is None or page.refuse or page.failures:
             return 404 if page is None else page.refuse or page.failures.pop(0)
         if page.lives == 0:

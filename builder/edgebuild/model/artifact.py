@@ -1,0 +1,217 @@
+"""Models that lie in container registries: artifacts of Docker Model Runner, ModelPack and ollama, and plain files.
+
+Media types: docker/model-runner pkg/distribution/types (vnd.docker.ai.*), modelpack/model-spec docs/spec.md
+(vnd.cncf.model.*, before vnd.cnai.model.*), ollama server (vnd.ollama.image.*); files pushed by oras carry their
+name in the annotation org.opencontainers.image.title.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgebuild.artifacts.arrival import Arrival, Expected, receive
+from edgebuild.artifacts.store import Store
+from edgebuild.errors import ModelError, RegistryError
+from edgebuild.host import Host
+from edgebuild.model.fetched import Fetched
+from edgebuild.model.reference import RegistryReference
+from edgebuild.model.selection import choose_candidate
+from edgebuild.model_spec import gguf_file_name
+from edgebuild.oci import descriptor as media
+from edgebuild.oci.descriptor import Descriptor
+from edgebuild.oci.digest import Digest
+from edgebuild.plan import ModelSource
+from edgebuild.progress import Progress, Task
+from edgebuild.registry.client import Manifest, RegistryClient, open_client
+
+_GGUF = frozenset(
+    {
+        "application/vnd.docker.ai.gguf.v3",
+        "application/vnd.ollama.image.model",
+        "application/vnd.cncf.model.weight.v1.gguf",
+        "application/vnd.cncf.model.weight.gguf",
+    }
+)
+_NAMES = ("org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title")
+_LICENCES = frozenset({"application/vnd.docker.ai.license", "application/vnd.ollama.image.license"})
+_ARCHIVES = (".tar", "+gzip", "+zstd", ".tar.gz")
+_SMALL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Artifact:
+    """A manifest that was read.
+
+    Attributes:
+        digest: Its own.
+        config: Its configuration.
+        layers: Its layers.
+    """
+
+    digest: Digest
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+def fetch_registry_model(
+    reference: RegistryReference, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
+) -> Fetched:
+    """Fetch the GGUF file of an artifact.
+
+    Args:
+        reference: The artifact.
+        wanted: Types that the devices want, each once.
+        host: Its environment has proxies, certificates and logins.
+        store: Takes the file.
+        progress: Told of the bytes.
+
+    Raises:
+        ModelError: The artifact holds no GGUF file, or no clear choice.
+        RegistryError: It is not there, or the registry refused, failed or lied.
+        StoreError: The disk is full.
+    """
+    named = reference.reference
+    with open_client(named, environment=host.environment, progress=progress) as client:
+        artifact = _read_artifact(client, str(named.digest or named.tag), place=f"oci://{named}")
+        files = _gguf_files(artifact, default=f"{named.repository.rpartition('/')[2]}.gguf")
+        chosen = choose_candidate(
+            files,
+            wanted=wanted,
+            place=f"oci://{named}",
+            hint="name an artifact that holds one model, by its tag or digest",
+        )
+        if chosen is None:
+            raise _no_gguf(artifact, f"oci://{named}")
+        layer, name = files[chosen.file], gguf_file_name(chosen.file.rpartition("/")[2])
+        return Fetched(
+            path=_fetch_blob(client, layer, name, store=store, progress=progress),
+            source=ModelSource(
+                kind="oci",
+                reference=f"oci://{named.with_digest(artifact.digest)}",
+                revision=str(artifact.digest),
+                file=name,
+                sha256=layer.digest.hex,
+                licence=_licence(client, artifact),
+            ),
+        )
+
+
+def _fetch_blob(
+    client: RegistryClient, layer: Descriptor, name: str, *, store: Store, progress: Progress
+) -> Path:
+    def fetch(arrival: Arrival, task: Task) -> None:
+        del task
+        if arrival.size_bytes > layer.size_bytes:
+            arrival.restart()
+        for chunk in client.stream_blob(
+            layer.digest, size_bytes=layer.size_bytes, offset_bytes=arrival.size_bytes
+        ):
+            arrival.write(chunk)
+
+    return receive(
+        Expected(digest=layer.digest, file=name, size_bytes=layer.size_bytes, title=name),
+        store=store,
+        progress=progress,
+        fetch=fetch,
+        other=lambda found: client.other_blob(layer.digest, found),
+    )
+
+
+def _read_artifact(client: RegistryClient, name: str, *, place: str) -> _Artifact:
+    manifest = client.manifest(name)
+    document = _parse(manifest, place)
+    if manifest.descriptor.media_type in {media.INDEX, media.DOCKER_INDEX}:
+        entries = _descriptors(document.get("manifests"), place)
+        models = [
+            entry for entry in entries if entry.platform is None or entry.platform.architecture != "unknown"
+        ]
+        if len(models) != 1:
+            raise ModelError(
+                f"{place} is an index of {len(models)} manifests, not one model",
+                hint="name the manifest of the model by its digest",
+            )
+        manifest = client.manifest(models[0].digest)
+        document = _parse(manifest, place)
+    (config,) = _descriptors([document.get("config")], place)
+    return _Artifact(
+        digest=manifest.descriptor.digest, config=config, layers=_descriptors(document.get("layers"), place)
+    )
+
+
+def _parse(manifest: Manifest, place: str) -> Mapping[str, Any]:
+    try:
+        document = json.loads(manifest.raw)
+    except (ValueError, RecursionError) as error:
+        raise _broken(place) from error
+    if not isinstance(document, dict):
+        raise _broken(place)
+    return document
+
+
+def _descriptors(items: object, place: str) -> tuple[Descriptor, ...]:
+    if not isinstance(items, list):
+        raise _broken(place)
+    try:
+        return tuple(Descriptor.from_json(item) for item in items)
+    except ValueError as error:
+        raise _broken(place) from error
+
+
+def _broken(place: str) -> RegistryError:
+    return RegistryError(f"{place} is no manifest that can be read", hint="push the artifact anew")
+
+
+def _gguf_files(artifact: _Artifact, *, default: str) -> dict[str, Descriptor]:
+    """Name the layers that are GGUF files, each once."""
+    found: dict[str, Descriptor] = {}
+    for layer in artifact.layers:
+        name = _shown(next((layer.annotations[key] for key in _NAMES if key in layer.annotations), ""))
+        is_archive = layer.media_type.endswith(_ARCHIVES)
+        if layer.media_type in _GGUF or (name.lower().endswith(".gguf") and not is_archive):
+            name = name if name.lower().endswith(".gguf") else default
+            if name in found:
+                name = f"{layer.digest.short}/{name}"
+            found[name] = layer
+    return found
+
+
+def _no_gguf(artifact: _Artifact, place: str) -> ModelError:
+    kinds = ", ".join(dict.fromkeys(layer.media_type for layer in artifact.layers)) or "nothing"
+    packed = any(
+        layer.media_type.endswith(_ARCHIVES) and "model.weight" in layer.media_type
+        for layer in artifact.layers
+    )
+    if packed:
+        return ModelError(
+            f"{place} holds its weights in an archive ({kinds})",
+            hint="push them as plain files, e.g. with modctl's --raw",
+        )
+    return ModelError(
+        f"{place} holds no GGUF file but {kinds}",
+        hint="give an artifact of Docker Model Runner, ModelPack or ollama that holds GGUF",
+    )
+
+
+def _licence(client: RegistryClient, artifact: _Artifact) -> str:
+    """Read the licence: SPDX names of a ModelPack configuration, else the first line of a licence's text."""
+    if artifact.config.media_type.endswith("+json") and artifact.config.size_bytes <= _SMALL_BYTES:
+        try:
+            document = json.loads(client.read_blob(artifact.config, cap_bytes=_SMALL_BYTES))
+            stated = document["descriptor"]["licenses"]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            stated = []
+        if isinstance(stated, list) and stated:
+            return _shown(" AND ".join(str(item) for item in stated))
+    for layer in artifact.layers:
+        if layer.media_type in _LICENCES and layer.size_bytes <= _SMALL_BYTES:
+            text = client.read_blob(layer, cap_bytes=_SMALL_BYTES).decode("utf-8", "replace")
+            if line := next((line for line in text.splitlines() if line.strip()), ""):
+                return _shown(line)
+    return ""
+
+
+def _shown(text: str) -> str:
+    """Make a stranger's text fit for one line of a label."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:100]

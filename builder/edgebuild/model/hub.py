@@ -1,0 +1,160 @@
+"""Models from a Hugging Face hub.
+
+huggingface_hub asks the hub what there is: it knows the API, revisions and refusals. The bytes come through our own
+downloader, which hashes them as they arrive, goes on where a run before stopped, and puts them into the store once.
+
+1. The revision is pinned to a commit; what the hub says of a commit never changes and is remembered.
+2. One file is chosen.
+3. It is fetched by its sha256, which the hub tells of every large file.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from edgebuild.artifacts.download import Hints, Wanted, download
+from edgebuild.artifacts.files import write_atomically
+from edgebuild.artifacts.store import Store
+from edgebuild.artifacts.tries import USUAL, Patience
+from edgebuild.canonical import canonical_json
+from edgebuild.errors import ModelError, ToolError
+from edgebuild.host import Host
+from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
+from edgebuild.model.fetched import Fetched
+from edgebuild.model.hub_api import Hub, HubFile, Listing
+from edgebuild.model.reference import HubReference
+from edgebuild.model.selection import choose_candidate, find_candidates, verify_whole
+from edgebuild.model_spec import gguf_file_name
+from edgebuild.oci.digest import Digest
+from edgebuild.plan import ModelSource
+from edgebuild.progress import Progress
+
+
+def fetch_hub_model(
+    reference: HubReference,
+    *,
+    wanted: tuple[str, ...],
+    host: Host,
+    store: Store,
+    progress: Progress,
+    patience: Patience = USUAL,
+) -> Fetched:
+    """Fetch a GGUF file of a repository.
+
+    Args:
+        reference: Repository, revision and file.
+        wanted: Types that the devices want, each once.
+        host: Its environment names the hub and the token.
+        store: Takes the file.
+        progress: Told what was chosen and of the bytes.
+        patience: How long the hub and its storage are asked.
+
+    Raises:
+        ModelError: There is no such repository, revision or file, or no clear choice.
+        ToolError: The hub refuses, fails or serves other bytes.
+        StoreError: The disk is full.
+    """
+    hub = Hub(host.environment, patience=patience)
+    # Step 1.
+    listing = _recall(hub, reference, store)
+    if listing is None:
+        if host.environment.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
+            raise ToolError(
+                f"{reference} is not in the store, and HF_HUB_OFFLINE forbids to ask the hub",
+                hint="unset HF_HUB_OFFLINE, or name a commit that was fetched before",
+            )
+        listing = hub.list_files(reference)
+        _remember(hub, reference, listing, store)
+    pinned = HubReference(repository=reference.repository, revision=listing.commit)
+    # Step 2.
+    file = _choose(reference, listing, wanted)
+    if not reference.file or not reference.is_pinned:
+        progress.note(f"{reference}: taking {file.path} at commit {listing.commit}")
+    # Step 3.
+    name = gguf_file_name(file.path.rpartition("/")[2])
+    page = f"{hub.endpoint}/{reference.repository}"
+    path = download(
+        Wanted(
+            url=hub.url(reference, file.path, listing.commit),
+            file=name,
+            digest=Digest(file.sha256),
+            size_bytes=file.size_bytes,
+            title=name,
+            headers=hub.headers,
+            hints=Hints(
+                away="check the network and proxies, or name a mirror in HF_ENDPOINT; what arrived is kept for the next try",
+                gone=f"the hub no longer has this commit; see {page}",
+                refused=f"ask for access at {page}, then give a token of that account in HF_TOKEN",
+                other=f"the hub, a mirror or a proxy is damaged or hostile; compare with {page}",
+            ),
+        ),
+        store=store,
+        environment=host.environment,
+        progress=progress,
+        patience=patience,
+    )
+    return Fetched(
+        path=path,
+        source=ModelSource(
+            kind="huggingface",
+            reference=str(
+                HubReference(repository=pinned.repository, revision=pinned.revision, file=file.path)
+            ),
+            revision=listing.commit,
+            file=name,
+            sha256=file.sha256,
+            licence=listing.licence,
+        ),
+    )
+
+
+def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) -> HubFile:
+    by_path = {file.path: file for file in listing.files}
+    place = f"hf://{reference.repository}" + (f"@{reference.revision}" if reference.revision else "")
+    if reference.file:
+        if reference.file not in by_path:
+            held = ", ".join(candidate.file for candidate in find_candidates(by_path)) or "no GGUF file"
+            raise ModelError(f"{place} has no file {reference.file}", hint=f"it holds {held}")
+        if not reference.file.lower().endswith(".gguf"):
+            raise ModelError(f"{place}/{reference.file} is no GGUF file", hint="name a .gguf file, or none")
+        for candidate in find_candidates([reference.file]):
+            verify_whole(candidate, place=place)
+        path = reference.file
+    else:
+        chosen = choose_candidate(
+            by_path, wanted=wanted, place=place, hint=f"name the file: {place}/{{file}}"
+        )
+        if chosen is None:
+            find_checkpoint(by_path, place=place)
+            raise conversion_missing(place)
+        path = chosen.file
+    found = by_path[path]
+    if not found.sha256:
+        raise ModelError(
+            f"{place}/{path} is kept in git, so the hub tells no sha256 of it",
+            hint="fetch it yourself and give its path, or https://…#sha256=…",
+        )
+    return found
+
+
+def _memory_path(hub: Hub, reference: HubReference, store: Store) -> Path:
+    key = Digest.of(canonical_json([hub.endpoint, reference.repository, reference.revision]))
+    return store.scratch("hub") / f"{key.hex}.json"
+
+
+def _recall(hub: Hub, reference: HubReference, store: Store) -> Listing | None:
+    """Return what the hub said of a commit before; what it says of a branch is asked anew each time."""
+    if not reference.is_pinned:
+        return None
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        document = json.loads(_memory_path(hub, reference, store).read_bytes())
+        files = tuple(HubFile(**file) for file in document.pop("files"))
+        return Listing(**document, files=files)
+    return None
+
+
+def _remember(hub: Hub, reference: HubReference, listing: Listing, store: Store) -> None:
+    pinned = HubReference(repository=reference.repository, revision=listing.commit)
+    with suppress(OSError):
+        write_atomically(_memory_path(hub, pinned, store), canonical_json(asdict(listing)))

@@ -1,0 +1,54 @@
+"""Models from anywhere on the web, known by their sha256."""
+
+from urllib.parse import urlsplit
+
+from edgebuild.artifacts.download import Hints, Wanted, download
+from edgebuild.artifacts.store import Store
+from edgebuild.errors import UsageError
+from edgebuild.host import Host
+from edgebuild.model.fetched import Fetched
+from edgebuild.model.reference import WebReference
+from edgebuild.model_spec import gguf_file_name
+from edgebuild.network import is_loopback_host
+from edgebuild.plan import ModelSource
+from edgebuild.progress import Progress
+
+_HINTS = Hints(
+    away="check the address, the network and proxies; what arrived is kept for the next try",
+    gone="check the address: nothing is there",
+    refused="check the address and what its server asks for",
+    other="check the sha256 in --model, and that the address is the one it was published for",
+)
+
+
+def fetch_web_model(reference: WebReference, *, host: Host, store: Store, progress: Progress) -> Fetched:
+    """Fetch a file.
+
+    Raises:
+        UsageError: The address is plain HTTP to another machine.
+        ToolError: It cannot be had, or is another file.
+        StoreError: The disk is full.
+    """
+    parts = urlsplit(reference.url)
+    if parts.scheme.lower() != "https" and not is_loopback_host(parts.hostname or ""):
+        raise UsageError(
+            f"{reference.shown} is not https", hint="plain http shows everybody what is fetched; take https"
+        )
+    file = gguf_file_name(reference.file)
+    path = download(
+        Wanted(
+            url=reference.url,
+            file=file,
+            digest=reference.digest,
+            size_bytes=0,
+            title=file,
+            hints=_HINTS,
+        ),
+        store=store,
+        environment=host.environment,
+        progress=progress,
+    )
+    return Fetched(
+        path=path,
+        source=ModelSource(kind="web", reference=reference.shown, file=file, sha256=reference.digest.hex),
+    )
