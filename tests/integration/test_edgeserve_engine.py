@@ -1,5 +1,7 @@
 """llama.cpp as an `Engine`, with the real library and small models."""
 
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +51,16 @@ def _run(engine: LlamaEngine, *requests: Request) -> tuple[dict[str, list[int]],
             else:
                 ends[event.request_id] = event
     return tokens, ends
+
+
+def _events(engine: LlamaEngine, request: Request) -> tuple[list[Token], Finish]:
+    tokens: list[Token] = []
+    engine.submit(request)
+    while True:
+        for event in engine.step():
+            if isinstance(event, Finish):
+                return tokens, event
+            tokens.append(event)
 
 
 _TEXTS = {"short": "Obstacle ahead", "other": "Battery low and the", "long": "left right at the " * 8}
@@ -205,3 +217,54 @@ def test_kv_types_load_and_answer(engine: LlamaEngine, tmp_path: Path, kv_type: 
         assert ends["x"].output_tokens > 0
     finally:
         other.close()
+
+
+def test_likelihoods_are_the_models_own_whatever_is_drawn(engine: LlamaEngine) -> None:
+    size = engine.facts.vocabulary_tokens
+    samplings = (
+        Sampling(temperature=0.0, logprobs=size),
+        Sampling(temperature=0.3, seed=3, logprobs=size, logit_bias=((262, 100.0),), repeat_penalty=2.0),
+    )
+    greedy, biased = (
+        _events(engine, _request(engine, "a", "the left", output_tokens=1, sampling=sampling))[0][0]
+        for sampling in samplings
+    )
+    assert greedy.logprobs is not None
+    assert biased.logprobs is not None
+    assert biased.token == 262 != greedy.token
+    likeliest = {one.token: one.logprob for one in greedy.logprobs.likeliest}
+    assert len(likeliest) == size
+    assert sum(map(math.exp, likeliest.values())) == pytest.approx(1.0, abs=1e-4)
+    assert greedy.logprobs.likeliest[0] == greedy.logprobs.drawn
+    assert biased.logprobs.drawn.logprob == pytest.approx(likeliest[262], abs=1e-4)
+    assert biased.logprobs.drawn.piece == b"a"
+
+
+def test_a_grammar_rules_the_answer(engine: LlamaEngine) -> None:
+    grammar = 'root ::= "at the " ("left" | "right") " " [0-9]{2}'
+    for seed in range(20):
+        sampling = Sampling(
+            temperature=1.5, seed=seed, grammar=grammar, frequency_penalty=1.0, top_p=0.9, logprobs=0
+        )
+        tokens, finish = _events(
+            engine, _request(engine, "a", "the left", output_tokens=60, sampling=sampling)
+        )
+        text = b"".join(token.piece for token in tokens)
+        assert re.fullmatch(rb"at the (left|right) \d\d", text)
+        assert finish.reason is FinishReason.STOP
+
+
+def test_a_grammar_that_no_token_follows_fails_that_request_alone(engine: LlamaEngine) -> None:
+    # llama.cpp gives no token for NUL to a grammar.
+    nothing = _request(engine, "a", "x", sampling=Sampling(temperature=0.0, grammar='root ::= "\\x00"'))
+    other = _request(engine, "b", "the left")
+    tokens, ends = _run(engine, nothing, other)
+    assert ends["a"].reason is FinishReason.FAILED
+    assert tokens["a"] == []
+    assert ends["b"].output_tokens == 12
+
+
+def test_a_grammar_that_does_not_parse_is_refused(engine: LlamaEngine) -> None:
+    with pytest.raises(EngineError, match="grammar"):
+        engine.submit(_request(engine, "a", "x", sampling=Sampling(grammar="root ::= (")))
+    assert engine.stats().busy_slots == 0

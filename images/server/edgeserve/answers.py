@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from edgeserve.engine.protocol import FinishReason
+from edgeserve.engine.protocol import FinishReason, Logprobs
 
 
 class FaultKind(StrEnum):
@@ -19,9 +19,10 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """More of the answer."""
+    """More of the answer; where they were asked for, `logprobs` has those of the tokens that it consists of."""
 
     text: str
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ class Generator:
         self, call: ChatCall | CompletionCall, request_id: str, deadlines: Deadlines, record: Record
     ) -> Request:
         generation = call.generation
+        self._prompts.check_tokens_exist((token for token, _ in generation.sampling.logit_bias), "logit_bias")
         try:
             async with asyncio.timeout_at(deadlines.first_token):
                 record.prompt = await self._prompts.make(call)

@@ -107,9 +107,7 @@ class PromptMaker:
         return tuple(tokens)
 
     def _checked_tokens(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        most = self._engine.facts.vocabulary_tokens - 1
-        if not all(0 <= token <= most for token in tokens):
-            raise invalid(f"'prompt' holds a token id outside 0 to {most}.", "prompt", code="out_of_range")
+        self.check_tokens_exist(tokens, "prompt")
         self._check_tokens(len(tokens), "prompt")
         return tokens
 
@@ -142,6 +140,16 @@ class PromptMaker:
             message = f"The prompt has {prompt_tokens} tokens and '{field}' is {wanted}; the context holds {facts.context_tokens} together."
             raise invalid(message, field, code="context_length_exceeded")
         return wanted
+
+    def check_tokens_exist(self, tokens: Iterable[int], field: str) -> None:
+        """Check token ids that a client gave.
+
+        Raises:
+            ApiError: The vocabulary has not all of them.
+        """
+        most = self._engine.facts.vocabulary_tokens - 1
+        if not all(0 <= token <= most for token in tokens):
+            raise invalid(f"'{field}' holds a token id outside 0 to {most}.", field, code="out_of_range")
 
     def close(self) -> None:
         """End the worker thread; a prompt in progress is not waited for."""

@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from edgeserve.answers import End, Fault, FaultKind, Output, Text
-from edgeserve.engine.detokenize import TextAssembler
+from edgeserve.answers import End, Fault, FaultKind, Output
 from edgeserve.engine.protocol import (
     Engine,
     EngineError,
@@ -27,6 +26,7 @@ from edgeserve.engine.protocol import (
 )
 from edgeserve.fair_queue import FairQueue
 from edgeserve.log import Log, described
+from edgeserve.transcript import Transcript
 
 _WARM_UP: Final = "warm-up"
 
@@ -37,14 +37,14 @@ class Job:
     `client` is whose turn it takes; `first_token_at` is 0 until a token was generated, and may be read from any thread.
     """
 
-    __slots__ = ("assembler", "client", "deliver", "first_token_at", "request", "started_at", "submitted_at")
+    __slots__ = ("client", "deliver", "first_token_at", "request", "started_at", "submitted_at", "transcript")
 
     def __init__(
         self, request: Request, *, client: str, stops: Sequence[str], deliver: Callable[[Output], None]
     ) -> None:
         self.request = request
         self.client = client
-        self.assembler = TextAssembler(stops)
+        self.transcript = Transcript(stops)
         self.deliver = deliver
         self.submitted_at = time.monotonic()
         self.started_at = self.first_token_at = 0.0
@@ -200,13 +200,13 @@ class Worker:
         if job is None:
             return
         if isinstance(event, Finish):
-            rest = job.assembler.finish()
-            if rest:
-                deliveries.append((job, Text(text=rest)))
+            rest = job.transcript.finish()
+            if rest is not None:
+                deliveries.append((job, rest))
             self._end(job, event, deliveries)
             return
         _take_token(job, event, deliveries)
-        if job.assembler.is_stopped:
+        if job.transcript.is_stopped:
             # None where this very token was the last one allowed: its `Finish` follows.
             finish = engine.cancel(event.request_id)
             if finish is not None:
@@ -219,7 +219,7 @@ class Worker:
             return
         now, since = time.monotonic(), job.submitted_at
         end = End(
-            reason=FinishReason.STOP if job.assembler.is_stopped else finish.reason,
+            reason=FinishReason.STOP if job.transcript.is_stopped else finish.reason,
             prompt_tokens=finish.prompt_tokens,
             cached_tokens=finish.cached_tokens,
             output_tokens=finish.output_tokens,
@@ -241,9 +241,9 @@ class Worker:
 
 def _take_token(job: Job, event: Token, deliveries: list[Delivery]) -> None:
     job.first_token_at = job.first_token_at or time.monotonic()
-    text = job.assembler.feed(event.piece)
-    if text:
-        deliveries.append((job, Text(text=text)))
+    text = job.transcript.feed(event)
+    if text is not None:
+        deliveries.append((job, text))
 
 
 def _warm_up(engine: Engine) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 from collections import deque
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from edgeserve.engine.protocol import EngineError
 from edgeserve.log import Log
@@ -51,6 +51,9 @@ def library_folder(directory: str) -> Path | None:
 class Library:
     """llama.cpp in this process; `api` is the ctypes module, `cpu_variant` the backend that ggml chose."""
 
+    # llama.cpp calls the last one for as long as the process lives.
+    _callbacks: ClassVar[list[Any]] = []
+
     def __init__(self, directory: str, log: Log) -> None:
         self._lines: deque[str] = deque(maxlen=8)
         self._log = log
@@ -58,9 +61,9 @@ class Library:
         folder = library_folder(directory)
         assert folder is not None
         self.directory = folder
-        # Kept for the life of the process: llama.cpp holds the pointer.
-        self._callback = self.api.llama_log_callback(self._on_log)
-        self.api.llama_log_set(self._callback, None)
+        callback = self.api.llama_log_callback(self._on_log)
+        self._callbacks.append(callback)
+        self.api.llama_log_set(callback, None)
         ggml = _open(self.directory / "libggml.so")
         ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
         ggml.ggml_backend_load_all_from_path.restype = None

@@ -26,7 +26,7 @@ from edgeserve.engine.protocol import (
     Request,
     Token,
 )
-from edgeserve.engine.sampling import make_chain
+from edgeserve.engine.sampling import DeadEndError, Sampler, SamplerMaker
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 
@@ -43,7 +43,6 @@ class _Slot:
 
     __slots__ = (
         "cached",
-        "chain",
         "last_token",
         "last_used",
         "number",
@@ -51,6 +50,7 @@ class _Slot:
         "pure_tokens",
         "request",
         "reused_tokens",
+        "sampler",
     )
 
     def __init__(self, number: int) -> None:
@@ -58,7 +58,7 @@ class _Slot:
         self.cached: list[int] = []
         self.pure_tokens: int | None = None
         self.request: Request | None = None
-        self.chain = 0
+        self.sampler: Sampler | None = None
         self.reused_tokens = 0
         self.output_tokens = 0
         self.last_token = 0
@@ -106,6 +106,7 @@ class LlamaEngine:
         self._pace = Pace()
         self._slots = tuple(_Slot(number) for number in range(settings.slots))
         self._by_request: dict[str, _Slot] = {}
+        self._samplers = SamplerMaker(self._api, self._model)
         self._steps = self._prompt_tokens = self._cached_tokens = self._output_tokens = 0
         self._failures = 0
         self._facts = self._make_facts(settings)
@@ -150,12 +151,7 @@ class LlamaEngine:
             raise EngineError("the request does not fit the context")
         slot = max(free, key=lambda one: (one.shares(request.prompt), -one.last_used))
         keep = self._reuse(slot, request.prompt)
-        slot.chain = make_chain(
-            self._api,
-            request.sampling,
-            vocabulary_tokens=self._facts.vocabulary_tokens,
-            output_tokens=request.output_tokens,
-        )
+        slot.sampler = self._samplers.make(request.sampling, output_tokens=request.output_tokens)
         slot.request, slot.reused_tokens, slot.output_tokens = request, keep, 0
         slot.last_used = self._steps
         self._cached_tokens += keep
@@ -250,15 +246,25 @@ class LlamaEngine:
         return added, due
 
     def _draw(self, slot: _Slot, index: int) -> tuple[Event, ...]:
-        request = slot.request
+        request, sampler = slot.request, slot.sampler
         assert request is not None
-        token = self._api.llama_sampler_sample(slot.chain, self._context, index)
+        assert sampler is not None
+        try:
+            token = sampler.draw(self._context, index)
+        except DeadEndError:
+            return (self._finish(slot, request, FinishReason.FAILED),)
         slot.last_token = token
         slot.output_tokens += 1
         self._output_tokens += 1
         if self._model.is_end(token):
             return (self._finish(slot, request, FinishReason.STOP),)
-        event = Token(request_id=request.id, token=token, piece=self._model.piece(token))
+        count = request.sampling.logprobs
+        event = Token(
+            request_id=request.id,
+            token=token,
+            piece=self._model.piece(token),
+            logprobs=None if count is None else self._samplers.logprobs(self._context, index, token, count),
+        )
         if slot.output_tokens >= request.output_tokens:
             return event, self._finish(slot, request, FinishReason.LENGTH)
         return (event,)
@@ -276,9 +282,10 @@ class LlamaEngine:
         return tuple(events)
 
     def _finish(self, slot: _Slot, request: Request, reason: FinishReason) -> Finish:
-        self._api.llama_sampler_free(slot.chain)
+        if slot.sampler is not None:
+            slot.sampler.close()
         del self._by_request[request.id]
-        slot.chain, slot.request = 0, None
+        slot.sampler = slot.request = None
         finish = Finish(
             request_id=request.id,
             reason=reason,
@@ -312,6 +319,7 @@ class LlamaEngine:
         """Free samplers, context, threads and weights."""
         for request_id in tuple(self._by_request):
             self.cancel(request_id)
+        self._samplers.close()
         self._llama_context.close()
         self._model.close()
 

@@ -28,6 +28,7 @@ class LlamaModel:
         self._vocabulary = self._api.llama_model_get_vocab(self.pointer)
         self.vocabulary_tokens: int = self._api.llama_vocab_n_tokens(self._vocabulary)
         self.trained_context_tokens: int = self._api.llama_model_n_ctx_train(self.pointer)
+        self.control_tokens = self._find_control_tokens()
         # A piece is one vocabulary entry; the longest known are runs of 256 spaces.
         self._piece = ctypes.create_string_buffer(1024)
 
@@ -89,19 +90,29 @@ class LlamaModel:
         text = self._api.llama_vocab_get_text(self._vocabulary, token)
         return text.decode("utf-8", "replace") if text else ""
 
+    def _find_control_tokens(self) -> tuple[int, ...]:
+        attribute, vocabulary = self._api.llama_vocab_get_attr, self._vocabulary
+        wanted = _ATTR_UNKNOWN | _ATTR_CONTROL
+        return tuple(
+            token for token in range(self.vocabulary_tokens) if attribute(vocabulary, token) & wanted
+        )
+
     def control_texts(self) -> tuple[str, ...]:
         """Return the spellings that `tokenize(special=True)` turns into tokens with a meaning of their own.
 
         llama.cpp parses these only on demand: attributes CONTROL and UNKNOWN (llama-vocab.cpp, tokenizer_st_partition).
         """
-        attribute, vocabulary = self._api.llama_vocab_get_attr, self._vocabulary
-        wanted = _ATTR_UNKNOWN | _ATTR_CONTROL
-        found = (
-            self.text_of(token)
-            for token in range(self.vocabulary_tokens)
-            if attribute(vocabulary, token) & wanted
-        )
-        return tuple(text for text in found if text)
+        return tuple(text for text in map(self.text_of, self.control_tokens) if text)
+
+    @property
+    def silent_tokens(self) -> tuple[int, ...]:
+        """Control tokens that neither end an answer nor have a text in it."""
+        return tuple(token for token in self.control_tokens if not self.is_end(token))
+
+    @property
+    def vocabulary(self) -> int:
+        """Address of llama.cpp's vocabulary."""
+        return int(self._vocabulary)
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends the answer."""

@@ -31,6 +31,11 @@ class Sampling:
     `temperature` 0 takes the likeliest token. `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and the other
     penalties 0 are off. Penalties count the tokens of the answer, not of the prompt. `seed` has 32 bits; 2**32 - 1 is
     llama.cpp's mark for "random" and not allowed.
+
+    Attributes:
+        logit_bias: What is added to the logits of which tokens before anything else.
+        grammar: GBNF that the whole answer follows, its start symbol `root`; empty for none.
+        logprobs: How many alternatives each token comes with, beside its own log probability; None for neither.
     """
 
     temperature: float = 1.0
@@ -41,6 +46,9 @@ class Sampling:
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    grammar: str = ""
+    logprobs: int | None = None
 
     @property
     def has_penalties(self) -> bool:
@@ -62,12 +70,30 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihood:
+    """A token that was possible, as text, and its natural log probability in the model's own distribution."""
+
+    token: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logprobs:
+    """How likely the drawn token was, and the likeliest ones, the first the likeliest."""
+
+    drawn: Likelihood
+    likeliest: tuple[Likelihood, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """One generated token; `piece` is its text in UTF-8, of which it may hold part of a character, or nothing."""
 
     request_id: str
     token: int
     piece: bytes
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

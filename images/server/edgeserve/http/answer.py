@@ -59,13 +59,13 @@ async def _closing(outputs: AsyncGenerator[Output, None], send: Coroutine[Any, A
 
 
 async def _send_whole(exchange: Exchange, outputs: AsyncGenerator[Output, None], shape: Shape) -> None:
-    parts: list[str] = []
+    texts: list[Text] = []
     async for output in outputs:
         match output:
             case Text():
-                parts.append(output.text)
+                texts.append(output)
             case End():
-                await exchange.answer(200, shape.whole("".join(parts), output))
+                await exchange.answer(200, shape.whole(texts, output))
             case Fault():
                 raise from_fault(output)
 
@@ -91,7 +91,7 @@ async def _send_stream(
 async def _send_part(exchange: Exchange, output: Output, shape: Shape) -> None:
     match output:
         case Text():
-            await exchange.write(shape.part(output.text))
+            await exchange.write(shape.part(output))
         case End():
             await exchange.write(shape.closing(output) + DONE, is_last=True)
         case Fault():

@@ -155,9 +155,7 @@ class App:
         record: Record,
     ) -> None:
         generation = call.generation
-        shape = make_shape(
-            model=generation.model, fingerprint=self._fingerprint(), wants_usage=generation.wants_usage
-        )
+        shape = make_shape(fingerprint=self._fingerprint(), generation=generation)
         outputs = generator.outputs(call, request_id=shape.id, deadlines=deadlines, record=record)
         await send_answer(
             exchange,

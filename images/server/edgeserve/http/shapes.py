@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from edgeserve.answers import End
+from edgeserve.answers import End, Text
+from edgeserve.calls import Generation
 from edgeserve.engine.protocol import FinishReason
+from edgeserve.http.logprobs import ChatLogprobs, CompletionLogprobs
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -22,13 +24,13 @@ class Shape(Protocol):
     def opening(self) -> bytes:
         """The parts of a stream that come before any text; may be empty."""
 
-    def part(self, text: str) -> bytes:
+    def part(self, text: Text) -> bytes:
         """More text in a stream."""
 
     def closing(self, end: End) -> bytes:
         """The last parts of a stream, without the final mark."""
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
+    def whole(self, texts: Sequence[Text], end: End) -> dict[str, Any]:
         """The answer in one document."""
 
 
@@ -50,14 +52,15 @@ def usage_of(end: End) -> dict[str, Any]:
 class _Parts:
     """What both kinds share; `wants_usage` adds `usage` to every part of a stream, as OpenAI does."""
 
-    def __init__(self, prefix: str, kind: str, *, model: str, fingerprint: str, wants_usage: bool) -> None:
+    def __init__(self, prefix: str, kind: str, *, fingerprint: str, generation: Generation) -> None:
         self.id = f"{prefix}-{secrets.token_hex(12)}"
-        self._wants_usage = wants_usage
+        self._wants_usage = generation.wants_usage
+        self._wants_logprobs = generation.sampling.logprobs is not None
         self._head: dict[str, Any] = {
             "id": self.id,
             "object": kind,
             "created": int(time.time()),
-            "model": model,
+            "model": generation.model,
             "system_fingerprint": fingerprint,
         }
 
@@ -74,56 +77,67 @@ class _Parts:
 class ChatShape(_Parts):
     """`chat.completion` and `chat.completion.chunk`."""
 
-    def __init__(self, *, model: str, fingerprint: str, wants_usage: bool) -> None:
-        super().__init__(
-            "chatcmpl", "chat.completion.chunk", model=model, fingerprint=fingerprint, wants_usage=wants_usage
-        )
+    def __init__(self, *, fingerprint: str, generation: Generation) -> None:
+        super().__init__("chatcmpl", "chat.completion.chunk", fingerprint=fingerprint, generation=generation)
+        self._logprobs = ChatLogprobs()
 
-    def _choice(self, delta: dict[str, Any], reason: FinishReason | None = None) -> dict[str, Any]:
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _choice(
+        self, delta: dict[str, Any], reason: FinishReason | None = None, *, texts: Sequence[Text] = ()
+    ) -> dict[str, Any]:
+        return {"index": 0, "delta": delta, "logprobs": self._rendered(texts), "finish_reason": reason}
+
+    def _rendered(self, texts: Sequence[Text]) -> dict[str, Any] | None:
+        return self._logprobs.render(texts) if self._wants_logprobs else None
 
     def opening(self) -> bytes:
         """See `Shape`."""
         return self._event([self._choice({"role": "assistant", "content": ""})])
 
-    def part(self, text: str) -> bytes:
+    def part(self, text: Text) -> bytes:
         """See `Shape`."""
-        return self._event([self._choice({"content": text})])
+        return self._event([self._choice({"content": text.text}, texts=[text])])
 
     def closing(self, end: End) -> bytes:
         """See `Shape`."""
         return self._event([self._choice({}, end.reason)]) + self._usage_event(end)
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
+    def whole(self, texts: Sequence[Text], end: End) -> dict[str, Any]:
         """See `Shape`."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": end.reason}
+        content = "".join(text.text for text in texts)
+        message = {"role": "assistant", "content": content, "refusal": None}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": self._rendered(texts),
+            "finish_reason": end.reason,
+        }
         return self._head | {"object": "chat.completion", "choices": [choice], "usage": usage_of(end)}
 
 
 class CompletionShape(_Parts):
     """`text_completion`, which is the same object whole and in parts."""
 
-    def __init__(self, *, model: str, fingerprint: str, wants_usage: bool) -> None:
-        super().__init__(
-            "cmpl", "text_completion", model=model, fingerprint=fingerprint, wants_usage=wants_usage
-        )
+    def __init__(self, *, fingerprint: str, generation: Generation) -> None:
+        super().__init__("cmpl", "text_completion", fingerprint=fingerprint, generation=generation)
+        self._logprobs = CompletionLogprobs()
 
-    def _choice(self, text: str, reason: FinishReason | None = None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(self, texts: Sequence[Text], reason: FinishReason | None = None) -> dict[str, Any]:
+        logprobs = self._logprobs.render(texts) if self._wants_logprobs else None
+        text = "".join(text.text for text in texts)
+        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def opening(self) -> bytes:
         """See `Shape`."""
         return b""
 
-    def part(self, text: str) -> bytes:
+    def part(self, text: Text) -> bytes:
         """See `Shape`."""
-        return self._event([self._choice(text)])
+        return self._event([self._choice([text])])
 
     def closing(self, end: End) -> bytes:
         """See `Shape`."""
-        return self._event([self._choice("", end.reason)]) + self._usage_event(end)
+        return self._event([self._choice([], end.reason)]) + self._usage_event(end)
 
-    def whole(self, text: str, end: End) -> dict[str, Any]:
+    def whole(self, texts: Sequence[Text], end: End) -> dict[str, Any]:
         """See `Shape`."""
-        return self._head | {"choices": [self._choice(text, end.reason)], "usage": usage_of(end)}
+        return self._head | {"choices": [self._choice(texts, end.reason)], "usage": usage_of(end)}

@@ -1,0 +1,128 @@
+"""What both generating routes have in common: model, length, sampling, stop strings, streaming."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from edgeserve.calls import Generation
+from edgeserve.engine.protocol import Sampling
+from edgeserve.errors import ApiError
+from edgeserve.http.fields import Fields, is_unicode
+from edgeserve.settings import LimitSettings
+
+_MOST_STOPS, _LONGEST_STOP = 16, 256
+_SEEDS: Final = 2**32 - 1  # one less than 32 bits hold: llama.cpp's LLAMA_DEFAULT_SEED means "random"
+_MOST_BIASES: Final = 1024
+_LONGEST_TOKEN_ID: Final = 9  # digits; llama.cpp's ids have 31 bits
+
+
+def parse_generation(
+    fields: Fields,
+    *,
+    limits: LimitSettings,
+    model: str,
+    newer_output_tokens: int | None = None,
+    default_output_tokens: int | None = None,
+    logprobs: int | None = None,
+) -> Generation:
+    """Check what both generating routes have in common.
+
+    Args:
+        fields: The body.
+        limits: What the server allows.
+        model: The one model there is.
+        newer_output_tokens: Value of the newer field for the length of the answer, where the route has it.
+        default_output_tokens: Length of the answer when the client says none; None for what the limits leave.
+        logprobs: See `Sampling`; each route has fields of its own for it.
+
+    Raises:
+        ApiError: 404 for another model, 400 for anything else, naming the field.
+    """
+    wanted = fields.text("model")
+    if not wanted:
+        raise fields.fault("model", "is missing", code="missing_required_parameter")
+    if wanted != model:
+        raise ApiError(
+            404, f"The model {wanted[:100]!a} does not exist; this server has '{model}'.", param="model",
+            code="model_not_found",
+        )  # fmt: skip
+    is_stream = fields.flag("stream")
+    output_tokens = fields.integer("max_tokens", low=1, high=limits.output_tokens)
+    if None not in {output_tokens, newer_output_tokens} and output_tokens != newer_output_tokens:
+        raise fields.fault("max_tokens", "contradicts 'max_completion_tokens'", code="invalid_value")
+    return Generation(
+        model=wanted,
+        is_stream=is_stream,
+        wants_usage=_parse_stream_options(fields, is_stream=is_stream),
+        output_tokens=newer_output_tokens or output_tokens or default_output_tokens,
+        output_field="max_completion_tokens" if newer_output_tokens else "max_tokens",
+        sampling=_parse_sampling(fields, logprobs),
+        stops=_parse_stops(fields, fields.take("stop")),
+    )
+
+
+def _parse_stream_options(fields: Fields, *, is_stream: bool) -> bool:
+    options = fields.typed("stream_options", dict)
+    if options is None:
+        return False
+    if not is_stream:
+        raise fields.fault("stream_options", "is only allowed when 'stream' is true", code="invalid_value")
+    inner = Fields(options, fields.name("stream_options"))
+    inner.refuse({"include_obfuscation": (False,)})
+    wants_usage = inner.flag("include_usage")
+    inner.finish()
+    return wants_usage
+
+
+def _parse_sampling(fields: Fields, logprobs: int | None) -> Sampling:
+    seed = fields.integer("seed", low=-(2**63), high=2**63 - 1)
+    if seed is None:
+        seed = int.from_bytes(os.urandom(8), "little")
+    top_k = fields.integer("top_k", low=0, high=2**31 - 1)
+    return Sampling(
+        temperature=fields.number("temperature", 1.0, low=0.0, high=2.0),
+        top_k=top_k or 0,
+        top_p=fields.number("top_p", 1.0, low=0.0, high=1.0),
+        min_p=fields.number("min_p", 0.0, low=0.0, high=1.0),
+        seed=seed % _SEEDS,
+        repeat_penalty=fields.number("repeat_penalty", 1.0, low=0.01, high=10.0),
+        frequency_penalty=fields.number("frequency_penalty", 0.0, low=-2.0, high=2.0),
+        presence_penalty=fields.number("presence_penalty", 0.0, low=-2.0, high=2.0),
+        logit_bias=_parse_logit_bias(fields),
+        logprobs=logprobs,
+    )
+
+
+def _parse_logit_bias(fields: Fields) -> tuple[tuple[int, float], ...]:
+    """Return pairs of token id and bias; whether the vocabulary has the tokens is the prompt's business."""
+    given = fields.typed("logit_bias", dict) or {}
+    if len(given) > _MOST_BIASES:
+        raise fields.fault("logit_bias", f"must hold at most {_MOST_BIASES} tokens", code="out_of_range")
+    biases = Fields(given, fields.name("logit_bias"))
+    pairs: list[tuple[int, float]] = []
+    for key in given:
+        if not (key.isascii() and key.isdecimal() and len(key) <= _LONGEST_TOKEN_ID):
+            raise fields.fault(
+                "logit_bias", f"has the key {key[:64]!a}, which is no token id", code="invalid_value"
+            )
+        pairs.append((int(key), biases.number(key, 0.0, low=-100.0, high=100.0)))
+    if len({token for token, _ in pairs}) < len(pairs):
+        raise fields.fault("logit_bias", "names a token twice", code="invalid_value")
+    return tuple(pairs)
+
+
+def _parse_stops(fields: Fields, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    stops = value if isinstance(value, list) else [value]
+    if len(stops) > _MOST_STOPS:
+        raise fields.fault("stop", f"must hold at most {_MOST_STOPS} strings", code="out_of_range")
+    for stop in stops:
+        if not isinstance(stop, str):
+            raise fields.fault("stop", "must be a string or an array of strings", code="invalid_type")
+        if not 1 <= len(stop) <= _LONGEST_STOP or not is_unicode(stop):
+            raise fields.fault(
+                "stop", f"must hold strings of 1 to {_LONGEST_STOP} characters", code="out_of_range"
+            )
+    return tuple(stops)
