@@ -8,8 +8,6 @@ An entry is built in a temporary folder under a lock, sealed and renamed. A kill
 without a holder of its lock, which the next one removes.
 """
 
-import hashlib
-import json
 import os
 import tempfile
 import uuid
@@ -21,16 +19,15 @@ from types import MappingProxyType
 
 from edgebuild.artifacts.files import (
     discard,
-    foreign_stamp,
     is_older,
     remove_tree,
     store_fault,
     write_atomically,
 )
 from edgebuild.artifacts.locks import locked, try_locked
+from edgebuild.artifacts.memory import DigestMemory
 from edgebuild.artifacts.presence import Presence
 from edgebuild.artifacts.seals import Seal, find_damage, is_untouched, make_seal
-from edgebuild.canonical import canonical_json
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress, SilentProgress
 
@@ -80,6 +77,7 @@ class Store:
         self._base = root / "v1"
         self._progress = progress or SilentProgress()
         self._presence = Presence(self._base / "users")
+        self._memory = DigestMemory(self._base / "digests")
 
     def find(self, kind: str, key: Digest) -> Path | None:
         """Return the folder of a complete and undamaged entry, and note that it was used.
@@ -158,25 +156,12 @@ class Store:
         return path if path.is_file() else next(iter(sorted(entry.iterdir())), None)
 
     def known_digest(self, path: Path, tag: str) -> Digest | None:
-        """Return the digest remembered for a file outside the store, if it has not changed since.
-
-        Args:
-            path: The file.
-            tag: What was hashed: the file itself or something made of it.
-        """
-        try:
-            document = json.loads(self._digest_path(path, tag).read_bytes())
-            stamp = foreign_stamp(path)
-            return Digest(document["digest"]) if document["stamp"] == stamp else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
+        """Return the digest remembered for a file outside the store; see `DigestMemory.known`."""
+        return self._memory.known(path, tag)
 
     def remember_digest(self, path: Path, tag: str, digest: Digest) -> None:
-        """Remember the digest of a file outside the store as it is now. What cannot be written is forgotten."""
-        with suppress(OSError):
-            place = self._digest_path(path, tag)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(place, canonical_json({"digest": digest.hex, "stamp": foreign_stamp(path)}))
+        """Remember the digest of a file outside the store; see `DigestMemory.remember`."""
+        self._memory.remember(path, tag, digest)
 
     def recall(self, name: str) -> bytes | None:
         """Return a note, or None; notes save work and nothing depends on one."""
@@ -304,10 +289,6 @@ class Store:
 
     def _lock_path(self, kind: str, key: Digest) -> Path:
         return self._base / "locks" / f"{kind}-{key.hex}"
-
-    def _digest_path(self, path: Path, tag: str) -> Path:
-        name = hashlib.sha256(f"{path.absolute()}\0{tag}".encode(errors="surrogateescape")).hexdigest()
-        return self._base / "digests" / f"{name}.json"
 
     def _prepare(self, kind: str) -> None:
         for name in (kind, "locks", "temporary"):

@@ -11,10 +11,8 @@ downloader, which hashes them as they arrive, goes on where a run before stopped
 import json
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 
 from edgebuild.artifacts.download import Hints, Wanted, download
-from edgebuild.artifacts.files import write_atomically
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import USUAL, Patience
 from edgebuild.canonical import canonical_json
@@ -138,17 +136,18 @@ def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) 
     return found
 
 
-def _memory_path(hub: Hub, reference: HubReference, store: Store) -> Path:
+def _note_name(hub: Hub, reference: HubReference) -> str:
     key = Digest.of(canonical_json([hub.endpoint, reference.repository, reference.revision]))
-    return store.scratch("hub") / f"{key.hex}.json"
+    return f"hub-{key.hex}.json"
 
 
 def _recall(hub: Hub, reference: HubReference, store: Store) -> Listing | None:
     """Return what the hub said of a commit before; what it says of a branch is asked anew each time."""
-    if not reference.is_pinned:
+    note = store.recall(_note_name(hub, reference)) if reference.is_pinned else None
+    if note is None:
         return None
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        document = json.loads(_memory_path(hub, reference, store).read_bytes())
+    with suppress(ValueError, TypeError, KeyError):
+        document = json.loads(note)
         files = tuple(HubFile(**file) for file in document.pop("files"))
         return Listing(**document, files=files)
     return None
@@ -156,5 +155,4 @@ def _recall(hub: Hub, reference: HubReference, store: Store) -> Listing | None:
 
 def _remember(hub: Hub, reference: HubReference, listing: Listing, store: Store) -> None:
     pinned = HubReference(repository=reference.repository, revision=listing.commit)
-    with suppress(OSError):
-        write_atomically(_memory_path(hub, pinned, store), canonical_json(asdict(listing)))
+    store.remember(_note_name(hub, pinned), canonical_json(asdict(listing)))
