@@ -49,6 +49,7 @@ class EdgeProtocol(H11Protocol):
         self.app_state = {**self.app_state, "connection": self}
         self.timeout_keep_alive = limits.idle_s
         self.certified: str | None = None
+        self.is_lost = False
         self._raw = raw
         self._is_outdated = is_outdated
         self._limits = limits
@@ -65,8 +66,12 @@ class EdgeProtocol(H11Protocol):
         self._watch_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End; leave no timer that would keep this object."""
+        """End, and let go of what holds this object in turn: the collector would not look at it for long, and TLS is heavy."""
         super().connection_lost(exc)
+        self.is_lost = True
+        self.app_state = {}
+        self.cycle = cast("RequestResponseCycle", None)
+        self.scope = cast("Any", None)
         self._on_lost()
         self._unset_keepalive_if_required()
         for timer in (self._header_timer, self._unread_timer):
@@ -148,7 +153,7 @@ class EdgeProtocol(H11Protocol):
         self._raw.abort()
 
     def _abort_if_unread(self) -> None:
-        if self._unread_bytes() > 0 and self.cycle.response_complete:
+        if not self.is_lost and self._unread_bytes() > 0 and self.cycle.response_complete:
             self.abort()
 
     def _unread_bytes(self) -> int:

@@ -33,6 +33,9 @@ class Connection(Protocol):
     certified: str | None
     """Name in the client's verified certificate."""
 
+    is_lost: bool
+    """Whether it has ended; what is sent then goes nowhere, and nobody says so."""
+
     @property
     def is_outdated(self) -> bool:
         """Whether the connection should end with this response, since other clients are trusted by now."""
@@ -97,9 +100,15 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send a part of the response's body; waits while the client does not read."""
+        """Send a part of the response's body; waits while the client does not read.
+
+        Raises:
+            ClientGoneError: The client left, or was cut off since it did not read.
+        """
         self.is_complete = is_last
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        if self._connection is not None and self._connection.is_lost:
+            raise ClientGoneError
 
     async def answer(self, status: int, document: object, headers: Mapping[str, str] | None = None) -> None:
         """Send a whole JSON response."""

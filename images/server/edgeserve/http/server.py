@@ -13,7 +13,7 @@ import uvicorn
 from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
 
-_BACKLOG: Final = 256
+_BACKLOG: Final = 128
 
 
 class EdgeServer(uvicorn.Server):
