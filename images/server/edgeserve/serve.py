@@ -224,15 +224,14 @@ def serve(runtime: Runtime) -> int:
     """
     log = Log()
     bridge_logging(log)
-    code = run_preflight(runtime, log)
-    if code != exits.OK:
-        return code
     try:
+        # Before the preflight, which may read a model of gigabytes.
         access = open_access(runtime.server.access, log)
     except AccessError as error:
         problem = str(error)
     else:
-        return asyncio.run(_serve(runtime, access, log))
+        code = run_preflight(runtime, log)
+        return asyncio.run(_serve(runtime, access, log)) if code == exits.OK else code
     log.error("access", problem=problem)
     return exits.ACCESS
 
