@@ -1,4 +1,4 @@
-"""The command line: `serve`, `check`, `health`, `config`, `keys`. Imports wait until a command needs them, for quick starts."""
+"""The command line: `serve`, `check`, `bench`, `health`, `config`, `keys`. Imports wait until a command needs them, for quick starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgeserve import exits
 
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
         return _serve(options)
     if options.command == "check":
         return _check(options)
+    if options.command == "bench":
+        return _bench(options)
     if options.command == "health":
         from edgeserve import health  # noqa: PLC0415
 
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "check", parents=[shared], allow_abbrev=False, help="say whether this machine can serve the model"
     )
+    _add_bench(commands, shared)
     commands.add_parser(
         "health", allow_abbrev=False, help="exit with 0 if the server on this machine is ready"
     )
@@ -126,6 +129,37 @@ def _check(options: argparse.Namespace) -> int:
     from edgeserve.preflight.run import check  # noqa: PLC0415
 
     return check(runtime, Log())
+
+
+def _add_bench(commands: Any, shared: argparse.ArgumentParser) -> None:
+    bench = commands.add_parser(
+        "bench", parents=[shared], allow_abbrev=False, help="measure how fast this machine serves the model"
+    )
+    for flag, default, text in (
+        ("--prompt", 256, "tokens of each prompt"),
+        ("--output", 128, "tokens of each answer, at least 2"),
+        ("--concurrency", 1, "requests at the same time"),
+        ("--repetitions", 5, "how often, after one round that is not counted"),
+    ):
+        bench.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default {default})")
+    bench.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from edgeserve.bench.figures import Load  # noqa: PLC0415
+
+    runtime = _load(options)
+    if runtime is None:
+        return exits.CONFIG
+    load = Load(
+        prompt_tokens=options.prompt,
+        output_tokens=options.output,
+        concurrency=options.concurrency,
+        repetitions=options.repetitions,
+    )
+    from edgeserve.bench.run import bench  # noqa: PLC0415
+
+    return bench(runtime, load, as_json=options.json)
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final
 from edgeserve import __version__, exits
 from edgeserve.access.opening import Access, open_access
 from edgeserve.access.watched import AccessError, refresh_forever
-from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.protocol import Engine
 from edgeserve.http.app import ROUTINE, App
 from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, listen, make_server
+from edgeserve.loading import load_engine
 from edgeserve.log import Log, bridge_logging
-from edgeserve.preflight.model import ModelCheckError, verify_model
+from edgeserve.preflight.model import ModelCheckError
 from edgeserve.preflight.run import run_preflight
 from edgeserve.probe import serve_probe
 from edgeserve.records import Observer, RequestLog
@@ -132,12 +132,11 @@ class Service:
         from edgeserve.prompts import PromptMaker  # noqa: PLC0415
 
         try:
-            verify_model(self._runtime, self._log)
+            engine = load_engine(self._runtime, self._log)
         except ModelCheckError as error:
             error.result.write(self._log)
             self._failure_code = error.result.exit_code
             raise
-        engine = LlamaEngine(self._runtime.model.files, self._runtime.engine, self._log)
         self._prompts = PromptMaker(engine, self._runtime.server.limits, self._log)
         return engine
 

@@ -251,6 +251,9 @@ class ServerSettings:
         "Folder of what outlives a restart, a mounted volume in an image; empty: nothing is kept",
         env="EDGE_STATE_DIR",
     )
+    trace: str = _text(
+        "", "File for a trace in Chrome's format, of at most 64 MiB; empty: none", env="EDGE_TRACE"
+    )
     access: AccessSettings = _section(AccessSettings, "Who may use the server")  # noqa: RUF009 - makes a field
     limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
     metrics: MetricsSettings = _section(MetricsSettings, "What Prometheus may read")  # noqa: RUF009 - makes a field

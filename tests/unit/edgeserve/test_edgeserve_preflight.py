@@ -136,14 +136,21 @@ def test_what_is_no_library_is_left_to_the_loader(tmp_path: Path, content: bytes
 
 
 def test_paths(tmp_path: Path) -> None:
-    assert check_paths("").seen == {"state": "not kept"}
-    assert check_paths(str(tmp_path)).seen == {"state": "kept"}
+    assert check_paths("", "").seen == {"state": "not kept"}
+    assert check_paths(str(tmp_path), "").seen == {"state": "kept"}
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     for name, problem in (("gone", "No such file or directory"), ("file", "Not a directory")):
-        result = check_paths(str(tmp_path / name))
+        result = check_paths(str(tmp_path / name), "")
         assert result.exit_code == exits.PATHS
         assert _problems(result) == [f"server.state_dir: {tmp_path}/{name} cannot be written: {problem}"]
+
+
+def test_a_trace_that_cannot_be_written(tmp_path: Path) -> None:
+    assert check_paths("", str(tmp_path / "trace.json")).findings == ()
+    result = check_paths("", str(tmp_path / "gone/trace.json"))
+    assert result.exit_code == exits.PATHS
+    assert "No such file or directory" in _problems(result)[0]
 
 
 # --- model

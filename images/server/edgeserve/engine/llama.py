@@ -256,7 +256,7 @@ class LlamaEngine:
         slot.last_token = token
         slot.output_tokens += 1
         self._output_tokens += 1
-        if self._model.is_end(token):
+        if self._model.is_end(token) and not request.ignores_end:
             return (self._finish(slot, request, FinishReason.STOP),)
         count = request.sampling.logprobs
         event = Token(

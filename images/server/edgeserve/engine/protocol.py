@@ -61,12 +61,14 @@ class Request:
     """One answer to generate: at least 1 prompt token, at most `output_tokens` new ones.
 
     Together they are within the context, unless the engine can shift it: then the prompt and one token are.
+    `ignores_end` goes on to the last of the output tokens, whatever the model says: for measuring.
     """
 
     id: str
     prompt: tuple[int, ...]
     output_tokens: int
     sampling: Sampling
+    ignores_end: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

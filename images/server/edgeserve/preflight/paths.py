@@ -12,14 +12,15 @@ from edgeserve.kernel import mounts
 from edgeserve.preflight.results import Finding, Result
 
 
-def check_paths(state_dir: str) -> Result:
-    """Write and remove a file in the state folder.
+def check_paths(state_dir: str, trace: str) -> Result:
+    """Write and remove a file in the state folder; open the trace's file, if there is to be one.
 
     An image names one in any case. Where nothing is mounted over it and the root is read-only, nothing is kept, which is
     meant so; what is mounted there was meant to be written.
     """
     seen = {"state": "kept" if usable_state(state_dir) else "not kept"}
-    return Result(check="paths", seen=seen, findings=tuple(_try(Path(state_dir))) if state_dir else ())
+    findings = (*_try_state(state_dir), *_try_trace(trace))
+    return Result(check="paths", seen=seen, findings=findings)
 
 
 def usable_state(state_dir: str) -> Path | None:
@@ -27,7 +28,23 @@ def usable_state(state_dir: str) -> Path | None:
     return Path(state_dir) if state_dir and os.access(state_dir, os.W_OK | os.X_OK) else None
 
 
-def _try(folder: Path) -> Iterator[Finding]:
+def _try_trace(trace: str) -> Iterator[Finding]:
+    if not trace:
+        return
+    try:
+        Path(trace).open("ab").close()
+    except OSError as error:
+        yield Finding(
+            problem=f"server.trace: {trace} cannot be written: {error.strerror or error}",
+            remedy=f"name a file in a folder that user {os.geteuid()} may write to",
+            exit_code=exits.PATHS,
+        )
+
+
+def _try_state(state_dir: str) -> Iterator[Finding]:
+    if not state_dir:
+        return
+    folder = Path(state_dir)
     is_mounted = any(mount.point == str(folder.resolve()) for mount in mounts())
     if folder.is_dir() and not is_mounted and usable_state(str(folder)) is None:
         return

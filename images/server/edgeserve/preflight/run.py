@@ -38,7 +38,7 @@ def _checks(runtime: Runtime) -> Iterator[Result]:
         if not pages.exit_code:
             yield check_cpu(folder)
     yield check_memory(runtime.memory)
-    yield check_paths(runtime.server.state_dir)
+    yield check_paths(runtime.server.state_dir, runtime.server.trace)
     yield check_files(runtime)
 
 

@@ -1,0 +1,1 @@
+"""`edgeserve bench`: how fast this device serves this model, through the same scheduler and engine as its clients."""
