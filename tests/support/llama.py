@@ -33,6 +33,8 @@ SCRIPTS: Mapping[str, tuple[str | bytes, ...]] = {
     "loop": ("la", " li", " lo", " lu"),
     "flood": ("f" * 9000, "g" * 9000),
 }
+# Overrides of a server that serves gRPC too.
+GRPC: Mapping[str, Any] = {"server.grpc": {"enabled": True, "port": 0}}
 _STARTUP_S = 30.0
 
 
@@ -101,6 +103,10 @@ class ServerProcess:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"127.0.0.1:{self.wait_for(r' grpc .*port=([0-9]+)')[1]}"
 
     @property
     def resident_bytes(self) -> int:
@@ -217,7 +223,8 @@ def scripted_server(
     llama_host: Path, scripted_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     """One server with the scripted model for all tests that leave it as it is."""
-    with running_server(llama_host, tmp_path_factory.mktemp("scripted-server"), scripted_model) as server:
+    folder = tmp_path_factory.mktemp("scripted-server")
+    with running_server(llama_host, folder, scripted_model, GRPC) as server:
         yield server
 
 
@@ -226,5 +233,5 @@ def tiny_server(
     llama_host: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     """One server with the random model for all tests that leave it as it is."""
-    with running_server(llama_host, tmp_path_factory.mktemp("tiny-server"), tiny_model) as server:
+    with running_server(llama_host, tmp_path_factory.mktemp("tiny-server"), tiny_model, GRPC) as server:
         yield server

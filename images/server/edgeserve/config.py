@@ -205,6 +205,11 @@ def _contradictions(runtime: Runtime) -> Iterator[str]:
     yield from _engine_contradictions(runtime.engine)
     if limits.output_tokens >= context and runtime.engine.past_context == "stop":
         yield f"server.limits.output_tokens: {limits.output_tokens} leaves no room for a prompt in {context} context tokens"
+    server = runtime.server
+    if server.grpc.enabled and server.port == server.grpc.port != 0:
+        yield f"server.grpc.port: {server.grpc.port} is the port of HTTP too"
+    if server.grpc.enabled and server.access.tls_minimum != "1.2":
+        yield f"server.access.tls_minimum: gRPC speaks TLS 1.2 too, so {server.access.tls_minimum} cannot be kept with server.grpc.enabled"
     if runtime.engine.batch_tokens < runtime.engine.slots:
         yield f"engine.batch_tokens: {runtime.engine.batch_tokens} is less than one token for each of {runtime.engine.slots} slots"
 

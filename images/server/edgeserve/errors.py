@@ -12,7 +12,7 @@ from edgeserve.scheduler import ClientLimitError, NotServingError, QueueFullErro
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 # The official client repeats a request on 408, 409, 429 and from 500 on unless this header says no.
-_NO_RETRY: Final = {"x-should-retry": "false"}
+NO_RETRY: Final = {"x-should-retry": "false"}
 
 
 class ApiError(Exception):
@@ -82,7 +82,7 @@ def not_serving(error: NotServingError) -> ApiError:
     if error.state is State.STOPPING:
         return _stopping()
     return ApiError(
-        503, "The engine has failed.", kind="server_error", code="engine_failed", headers=_NO_RETRY
+        503, "The engine has failed.", kind="server_error", code="engine_failed", headers=NO_RETRY
     )
 
 
@@ -92,10 +92,10 @@ def from_fault(fault: Fault) -> ApiError:
         return _stopping()
     if fault.kind is FaultKind.FIRST_TOKEN:
         message = "No token was generated within the time that this server allows."
-        return ApiError(504, message, kind="server_error", code="first_token_timeout", headers=_NO_RETRY)
+        return ApiError(504, message, kind="server_error", code="first_token_timeout", headers=NO_RETRY)
     if fault.kind is FaultKind.DEADLINE:
         message = "The request took longer than this server allows."
-        return ApiError(504, message, kind="server_error", code="deadline_exceeded", headers=_NO_RETRY)
+        return ApiError(504, message, kind="server_error", code="deadline_exceeded", headers=NO_RETRY)
     return ApiError(500, "The model could not be evaluated.", kind="server_error", code="engine_error")
 
 

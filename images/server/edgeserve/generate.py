@@ -61,6 +61,20 @@ class Generator:
         finally:
             place.release()
 
+    async def tokens(
+        self, call: ChatCall | CompletionCall, *, deadlines: Deadlines, record: Record
+    ) -> tuple[int, ...]:
+        """Make the tokens of a prompt and no more; it has a place in the queue meanwhile, as any request.
+
+        Raises:
+            ApiError: It cannot be admitted or made.
+        """
+        place = self._reserve(record.client.account)
+        try:
+            return await self._make_prompt(call, deadlines, record)
+        finally:
+            place.release()
+
     def _reserve(self, client: str) -> Place:
         try:
             return self._scheduler.reserve(client)
@@ -76,6 +90,13 @@ class Generator:
     ) -> Request:
         generation = call.generation
         self._prompts.check_tokens_exist((token for token, _ in generation.sampling.logit_bias), "logit_bias")
+        prompt = await self._make_prompt(call, deadlines, record)
+        most = self._prompts.output_tokens(len(prompt), generation.output_tokens, generation.output_field)
+        return Request(id=request_id, prompt=prompt, output_tokens=most, sampling=generation.sampling)
+
+    async def _make_prompt(
+        self, call: ChatCall | CompletionCall, deadlines: Deadlines, record: Record
+    ) -> tuple[int, ...]:
         try:
             async with asyncio.timeout_at(deadlines.first_token):
                 record.prompt = await self._prompts.make(call)
@@ -83,7 +104,4 @@ class Generator:
             is_over = deadlines.first_token == deadlines.end
             kind = FaultKind.DEADLINE if is_over else FaultKind.FIRST_TOKEN
             raise from_fault(Fault(kind=kind)) from None
-        most = self._prompts.output_tokens(
-            len(record.prompt), generation.output_tokens, generation.output_field
-        )
-        return Request(id=request_id, prompt=record.prompt, output_tokens=most, sampling=generation.sampling)
+        return record.prompt

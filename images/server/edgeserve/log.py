@@ -53,7 +53,7 @@ def _shown(value: object) -> str:
 
 
 class Bridge(logging.Handler):
-    """Brings the records of libraries that use `logging` (uvicorn, asyncio) into the same one-line form."""
+    """Brings the records of libraries that use `logging` (uvicorn, grpcio, asyncio) into the same one-line form."""
 
     def __init__(self, log: Log) -> None:
         super().__init__(level=logging.WARNING)
@@ -82,8 +82,8 @@ def described(error: BaseException) -> dict[str, object]:
 
 
 def bridge_logging(log: Log) -> None:
-    """Send what uvicorn and asyncio log, from warnings up, to `log`."""
-    for name in ("uvicorn", "asyncio"):
+    """Send what uvicorn, grpcio and asyncio log, from warnings up, to `log`."""
+    for name in ("uvicorn", "grpc", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [Bridge(log)]
         logger.propagate = False

@@ -1,7 +1,7 @@
-"""`edgeserve serve`: puts configuration, engine, scheduler and HTTP together, and takes them apart again.
+"""`edgeserve serve`: puts configuration, engine, scheduler, HTTP and gRPC together, and takes them apart again.
 
 1. Check what must hold on this machine (edgeserve.preflight).
-2. Bind the socket, so that a wrong address fails before the model is read.
+2. Bind the sockets, so that a wrong address fails before the model is read.
 3. Check and load the model in the engine's thread; answer /livez and /readyz meanwhile.
 4. On SIGTERM or SIGINT: admit nothing new, let running requests finish for `drain_s`, cut off the rest, exit with 0.
 """
@@ -19,6 +19,7 @@ from edgeserve import __version__, exits
 from edgeserve.access.opening import Access, open_access
 from edgeserve.access.watched import AccessError, refresh_forever
 from edgeserve.engine.protocol import Engine
+from edgeserve.grpc import PROBES as GRPC_PROBES
 from edgeserve.http.app import ROUTINE, App
 from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, listen, make_server
@@ -32,12 +33,15 @@ from edgeserve.scheduler import Scheduler, State
 from edgeserve.settings import Runtime
 
 if TYPE_CHECKING:
+    from edgeserve.grpc.server import GrpcServer
     from edgeserve.metrics.exposition import Metrics
     from edgeserve.prompts import PromptMaker
 
 # After the running requests are cut off: to send their last bytes, and for the forward pass in progress.
 _LAST_BYTES_S: Final = 1.0
 _LAST_PASS_S: Final = 2.0
+# What is asked for all day, of either interface: noted only where it fails.
+_QUIET: Final = ROUTINE | GRPC_PROBES
 
 
 class Service:
@@ -61,22 +65,27 @@ class Service:
             on_change=self._on_change,
         )
         self._metrics = self._make_metrics()
-        observers: list[Observer] = [RequestLog(log, quiet=ROUTINE)]
+        self._observers: list[Observer] = [RequestLog(log, quiet=_QUIET)]
         if self._metrics is not None:
-            observers.append(self._metrics.requests)
+            self._observers.append(self._metrics.requests)
         self._app = App(
             runtime,
             self._scheduler,
             door=access.door,
             log=log,
-            observers=observers,
+            observers=self._observers,
             metrics=self._metrics,
         )
         self._server: EdgeServer = make_server(
             self._app,
             Gate(tls=access.tls, limits=runtime.server.limits, log=log),
-            shutdown_s=runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S,
+            shutdown_s=self._shutdown_s,
         )
+        self._grpc: GrpcServer | None = None
+
+    @property
+    def _shutdown_s(self) -> float:
+        return self._runtime.server.drain_s + _LAST_BYTES_S + _LAST_PASS_S
 
     async def run(self) -> int:
         """Serve until a signal or a failure.
@@ -95,6 +104,10 @@ class Service:
             )
             return exits.LISTEN
         self._log_start(port)
+        if settings.grpc.enabled and (code := await self._start_grpc()) != exits.OK:
+            probe.close()
+            listener.close()
+            return code
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -107,6 +120,8 @@ class Service:
             refreshing.cancel()
             probe.close()
             self._server.abort_connections()
+            if self._grpc is not None:
+                await self._grpc.stop()
             if self._prompts is not None:
                 self._prompts.close()
             if self._metrics is not None:
@@ -124,7 +139,38 @@ class Service:
         # 3 MB of memory, which a device without Prometheus keeps.
         from edgeserve.metrics.exposition import Metrics  # noqa: PLC0415
 
-        return Metrics(self._runtime, self._scheduler, quiet=ROUTINE)
+        return Metrics(self._runtime, self._scheduler, quiet=_QUIET)
+
+    async def _start_grpc(self) -> int:
+        """Listen for gRPC.
+
+        Returns:
+            `exits.OK`, or the exit code that says why not.
+        """
+        try:
+            from edgeserve.grpc.server import GrpcServer  # noqa: PLC0415 - brings grpcio, which few images have
+        except ImportError as error:
+            self._log.error(
+                "grpc",
+                problem=f"{error}; this image has no gRPC: build it with `server.grpc: true` in the profile",
+            )
+            return exits.CONFIG
+        server = GrpcServer(
+            self._runtime,
+            self._scheduler,
+            access=self._access,
+            log=self._log,
+            observers=self._observers,
+        )
+        host, port = self._runtime.server.host, self._runtime.server.grpc.port
+        try:
+            port = await server.start()
+        except OSError as error:
+            self._log.error("listen", host=host, port=port, problem=str(error))
+            return exits.LISTEN
+        self._grpc = server
+        self._log.info("grpc", host=host, port=port)
+        return exits.OK
 
     def _make_engine(self) -> Engine:
         """Load the model and what depends on it; runs in the engine's thread, so that the event loop can answer probes."""
@@ -145,7 +191,10 @@ class Service:
         if state is State.READY and self._prompts is not None:
             from edgeserve.generate import Generator  # noqa: PLC0415 - brings Jinja, loaded by now
 
-            self._app.open(Generator(self._scheduler, self._prompts))
+            generator = Generator(self._scheduler, self._prompts)
+            self._app.open(generator)
+            if self._grpc is not None:
+                self._grpc.open(generator)
             self._log_ready()
         elif state is State.FAILED:
             self._log.error("engine-failed", problem=self._scheduler.failure)
@@ -160,6 +209,8 @@ class Service:
             return
         self._scheduler.stop_admitting()
         self._server.stop_listening()
+        if self._grpc is not None:
+            self._grpc.drain(self._shutdown_s)
         asyncio.get_running_loop().call_later(self._runtime.server.drain_s, self._scheduler.abort)
 
     def _on_hangup(self) -> None:

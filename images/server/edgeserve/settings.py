@@ -234,6 +234,14 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcSettings:
+    """The gRPC interface; grpcio is in images whose profile asks for it."""
+
+    enabled: bool = _flag(default=False, doc="Whether to serve gRPC too", env="EDGE_GRPC")
+    port: int = _integer(50051, "TCP port of gRPC; 0: any free one", low=0, high=65535, env="EDGE_GRPC_PORT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """Where and for how long the server listens."""
 
@@ -255,6 +263,7 @@ class ServerSettings:
         "", "File for a trace in Chrome's format, of at most 64 MiB; empty: none", env="EDGE_TRACE"
     )
     access: AccessSettings = _section(AccessSettings, "Who may use the server")  # noqa: RUF009 - makes a field
+    grpc: GrpcSettings = _section(GrpcSettings, "The gRPC interface")  # noqa: RUF009 - makes a field
     limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
     metrics: MetricsSettings = _section(MetricsSettings, "What Prometheus may read")  # noqa: RUF009 - makes a field
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from edgeserve.http.fields import Fields, is_unicode
 
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MOST_MESSAGES: Final = 2048
+MOST_MESSAGES: Final = 2048
 
 # What an assistant's message holds when a client sends back what it got.
 _UNSUPPORTED_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
@@ -33,8 +33,8 @@ def parse_messages(fields: Fields, messages: Sequence[Any] | None) -> tuple[Mapp
     """
     if not messages:
         raise fields.fault("messages", "must hold at least one message", code="missing_required_parameter")
-    if len(messages) > _MOST_MESSAGES:
-        raise fields.fault("messages", f"must hold at most {_MOST_MESSAGES} messages", code="out_of_range")
+    if len(messages) > MOST_MESSAGES:
+        raise fields.fault("messages", f"must hold at most {MOST_MESSAGES} messages", code="out_of_range")
     return tuple(_parse_message(fields, item, f"messages[{number}]") for number, item in enumerate(messages))
 
 
