@@ -15,7 +15,7 @@ from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
 from edgebuild.contents import make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
-from edgebuild.errors import ImageError, UsageError
+from edgebuild.errors import ImageError, PlanError, UsageError
 from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
 from edgebuild.locking import obtain_lock
 from edgebuild.model.quantize import quantize
@@ -52,7 +52,8 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
     Raises:
         EdgebuildError: Whatever stood in the way; nothing was named.
     """
-    # (1) Refuse what cannot fit before anything is downloaded or compiled.
+    # (1) Refuse what cannot fit or must not be passed on before anything is built.
+    _check_licence(request)
     wanted = {profile.name: _check_fit(request, profile) for profile in request.profiles}
 
     # Where it goes is opened first too: what cannot be written is refused before the work, not after.
@@ -103,18 +104,24 @@ def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> Non
     sink.put_manifest(index.raw, index.descriptor)
 
     # (9) Signed before it has a name: nobody can pull it unsigned.
-    reference = request.reference
     if request.key is not None:
         from edgebuild.signing.sign import sign_image  # noqa: PLC0415 - unsigned builds do without cryptography
 
-        references = () if reference is None else (reference,)
-        sign_image(sink, index.digest, request.key, references=references, epoch_s=None)
+        sign_image(sink, index.digest, request.key, references=request.references, epoch_s=None)
 
     # (10) Names last, that of the whole after those of its parts.
-    if reference is not None:
+    for reference in request.references:
         for image in index.images:
             sink.tag(image.descriptor, f"{reference.tag}-{image.profile}")
         sink.tag(index.descriptor, reference.tag)
+
+
+def _check_licence(request: ImageRequest) -> None:
+    if request.licence_required and not request.model.spec.licence:
+        raise PlanError(
+            f"{request.model.spec.name}: neither the model nor its source ({request.model.source.reference}) states a licence",
+            hint="take a source that states it, or set gates.licence_required to false in the project file once you know that you may distribute it",
+        )
 
 
 def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:

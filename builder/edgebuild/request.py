@@ -48,10 +48,11 @@ class ImageRequest:
         model: The model.
         quantization: Type asked for, or None for each profile's own.
         output: Folder of the layout, or None to write to the registry only.
-        reference: What the index is called, with a tag, or None.
-        push: Whether it goes to the registry that `reference` names.
+        references: What the index is called: tags of one repository; empty when it has no name.
+        push: Whether it goes to the registry that `references` name.
         lock: How packages are chosen.
         is_tested: Whether every image is started and asked.
+        licence_required: Whether a model that states no licence is refused.
         key: Signs, or None.
         key_name: What the result calls the key: its file's name.
         engine: "auto" or "native".
@@ -61,13 +62,19 @@ class ImageRequest:
     model: ModelFile
     quantization: str | None
     output: Path | None
-    reference: Reference | None
+    references: tuple[Reference, ...]
     push: bool
     lock: LockOptions
     is_tested: bool
+    licence_required: bool
     key: SigningKey | None
     key_name: str
     engine: str
+
+    @property
+    def reference(self) -> Reference | None:
+        """The first name, which says where the index goes; None without one."""
+        return self.references[0] if self.references else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

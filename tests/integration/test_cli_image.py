@@ -47,7 +47,8 @@ class TestResult:
             "digest": None, "licence": None,
         }  # fmt: skip
         index = document["index"]
-        assert set(index) == {"digest", "layout", "tag"}
+        assert set(index) == {"digest", "layout", "tag", "tags"}
+        assert index["tags"] == [REFERENCE]
         assert DIGEST.fullmatch(index["digest"])
         assert (index["layout"], index["tag"]) == (str(built_layout.layout), REFERENCE)
         assert [image["profile"] for image in document["images"]] == ["x86", "pi4"]

@@ -21,7 +21,7 @@ RANKS = {
     "fit": 4, "plan": 4, "contents": 4,
     "registry": 5, "artifacts": 5, "sandbox": 5,
     "model": 6, "engine": 6, "signing": 6, "smoke": 6,
-    "locking": 7, "resolving": 7, "request": 7,
+    "locking": 7, "resolving": 7, "request": 7, "project": 7,
     "pipeline": 8,
     "cli": 9,
 }  # fmt: skip

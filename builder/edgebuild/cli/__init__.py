@@ -14,6 +14,7 @@ _HELP_WANTED = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 # Command, module and help line: the line stands here so that `edgebuild --help` imports no command.
 _COMMANDS = {
+    "init": ("edgebuild.cli.init", "Write a project file: what `image` builds in this folder."),
     "image": ("edgebuild.cli.image", "Build a signed image for one or more devices."),
     "profiles": ("edgebuild.cli.profiles", "List, show and check device profiles."),
     "fit": ("edgebuild.cli.fit", "Show whether a model fits a device, with the arithmetic."),

@@ -4,11 +4,12 @@ import click
 
 from edgebuild.artifacts.store import Store
 from edgebuild.cli.options import Session, common_options
+from edgebuild.cli.project import find_project, gather_wishes, project_option
 from edgebuild.cli.tables import render_table
 from edgebuild.errors import PlanError
 from edgebuild.fit import Fit, estimate_quantized, format_bytes, make_fit, planned_quantization, wanted_types
 from edgebuild.model.source import load_model
-from edgebuild.profile import QUANTIZATIONS, load_profile, profile_names
+from edgebuild.profile import QUANTIZATIONS
 
 
 @click.command(name="fit")
@@ -19,31 +20,42 @@ from edgebuild.profile import QUANTIZATIONS, load_profile, profile_names
     metavar="NAME|FILE",
     help="Device profile; may be given several times. [default: all built-in ones]",
 )
-@click.option("--model", default="demo", show_default=True, metavar="MODEL", help="Model, as for `image`.")
+@click.option("--model", metavar="MODEL", help="Model, as for `image`. [default: demo]")
 @click.option(
     "--quantization",
     type=click.Choice(QUANTIZATIONS, case_sensitive=False),
     help="Type to quantise a 16-bit model to.",
 )
+@project_option
 @common_options
-def command(session: Session, profiles: tuple[str, ...], model: str, quantization: str | None) -> None:
+def command(
+    session: Session,
+    project: str | None,
+    profiles: tuple[str, ...],
+    model: str | None,
+    quantization: str | None,
+) -> None:
     """Show whether a model fits a device, with the arithmetic.
 
     The exit code is 4 when a device that was named does not fit.
     """
-    loaded = [
-        load_profile(name, working_directory=session.host.working_directory)
-        for name in profiles or profile_names()
-    ]
+    wishes = gather_wishes(
+        find_project(project, session=session),
+        profiles=profiles,
+        model=model,
+        tags=(),
+        key=None,
+        session=session,
+    )
     found = load_model(
-        model,
-        wanted=wanted_types(loaded, override=quantization),
+        wishes.model,
+        wanted=wanted_types(wishes.profiles, override=quantization),
         host=session.host,
         store=Store(session.host.cache_directory, progress=session.progress),
         progress=session.progress,
     )
     fits = []
-    for profile in loaded:
+    for profile in wishes.profiles:
         wanted = planned_quantization(found.spec, profile, override=quantization)
         fits.append(
             make_fit(
@@ -55,7 +67,7 @@ def command(session: Session, profiles: tuple[str, ...], model: str, quantizatio
         session.say("")
     session.give({"model": found.spec.name, "fits": [fit_document(fit) for fit in fits]})
     refused = [fit for fit in fits if fit.refusal]
-    if profiles and refused:
+    if wishes.named and refused:
         raise PlanError(
             f"{found.spec.name} does not fit: {'; '.join(fit.refusal for fit in refused)}",
             hint="take a smaller model, a smaller --quantization, or a profile with less context or more memory",

@@ -11,6 +11,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.cli.fit import render_fit
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.passwords import load_key, password_option
+from edgebuild.cli.project import find_project, gather_wishes, project_option
 from edgebuild.cli.report import build_document, render_build
 from edgebuild.errors import PlanError, UsageError
 from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, wanted_types
@@ -18,7 +19,7 @@ from edgebuild.model.source import ModelFile, load_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
 from edgebuild.pipeline import build_images
-from edgebuild.profile import QUANTIZATIONS, DeviceProfile, load_profile
+from edgebuild.profile import QUANTIZATIONS
 from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 
 
@@ -27,16 +28,13 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
     "--profile",
     "profiles",
     multiple=True,
-    required=True,
     metavar="NAME|FILE",
     help="Device profile; several make one index.",
 )
 @click.option(
     "--model",
-    default="demo",
-    show_default=True,
     metavar="MODEL",
-    help="Model to bake in: a GGUF file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO.",
+    help="Model to bake in: a GGUF file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO. [default: demo]",
 )
 @click.option(
     "--quantization",
@@ -46,7 +44,11 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 @click.option("--output", metavar="DIR", help="Folder of the OCI layout. [default: build]")
 @click.option("--no-layout", is_flag=True, help="With --push: write to the registry only.")
 @click.option(
-    "--tag", "reference", metavar="HOST/REPO:TAG", help="Name of the image; profiles are TAG-<profile>."
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="HOST/REPO:TAG",
+    help="Name of the image; profiles are TAG-<profile>. Several are names of one repository.",
 )
 @click.option("--push", is_flag=True, help="Push to the registry that --tag names.")
 @click.option("--sign", "key", metavar="KEY", help="Sign with this private key.")
@@ -76,15 +78,17 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
     metavar="URL",
     help="Debian mirror, instead of those that apt uses; may be given several times.",
 )
+@project_option
 @common_options
 def command(
     session: Session,
+    project: str | None,
     profiles: tuple[str, ...],
-    model: str,
+    model: str | None,
     quantization: str | None,
     output: str | None,
     no_layout: bool,
-    reference: str | None,
+    tags: tuple[str, ...],
     push: bool,
     key: str | None,
     password_file: str | None,
@@ -101,36 +105,53 @@ def command(
     answers, and writes them as an OCI layout or to a registry.
     """
     host = session.host
-    target = _target(reference, push=push)
     _refuse_nonsense(no_layout=no_layout, output=output, push=push, locked=locked, update_lock=update_lock)
+    wishes = gather_wishes(
+        find_project(project, session=session),
+        profiles=profiles,
+        model=model,
+        tags=tags,
+        key=key,
+        session=session,
+    )
+    if not wishes.named:
+        raise UsageError(
+            "for which device?", hint="give --profile NAME, or write a project file: edgebuild init"
+        )
+    if push and not wishes.references:
+        raise UsageError(
+            "--push needs a name to push to", hint="add --tag HOST/REPO:TAG, or registry to the project file"
+        )
+    key = wishes.key
     signer = load_key(key, password_file, session=session)
-    loaded = _load_profiles(profiles, target, session)
     store = Store(host.cache_directory, progress=session.progress)
     found = load_model(
-        model,
-        wanted=wanted_types(loaded, override=quantization),
+        wishes.model,
+        wanted=wanted_types(wishes.profiles, override=quantization),
         host=host,
         store=store,
         progress=session.progress,
     )
     layout = None if no_layout else host.path(output or "build")
     request = ImageRequest(
-        profiles=loaded,
+        profiles=wishes.profiles,
         model=found,
         quantization=quantization,
         output=layout,
-        reference=target,
+        references=wishes.references,
         push=push,
         lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirrors=mirrors),
         is_tested=not no_test,
+        licence_required=wishes.licence_required,
         key=signer,
         key_name=Path(key).name if key else "",
         engine=engine,
     )
     _show_fit(found, request, session)
     result = build_images(request, Context(host=host, store=store, progress=session.progress))
-    if push and layout is not None and target is not None:
-        _push(layout, target, session)
+    if push and layout is not None:
+        for reference in wishes.references:
+            _push(layout, reference, session)
     session.give(build_document(result, request))
     session.say(render_build(result, request))
     session.say(_next_steps(result, request, (key, password_file), host.machine))
@@ -142,19 +163,6 @@ def _push(layout: Path, target: Reference, session: Session) -> None:
 
     with open_sink(target, environment=session.host.environment, progress=session.progress) as sink:
         push_layout(read_layout(layout), target, sink=sink, progress=session.progress)
-
-
-def _target(reference: str | None, *, push: bool) -> Reference | None:
-    if reference is None:
-        if push:
-            raise UsageError("--push needs a name to push to", hint="add --tag HOST/REPO:TAG")
-        return None
-    target = Reference.parse(reference)
-    if target.digest is not None:
-        raise UsageError(
-            f"--tag {reference} has a digest", hint="the digest comes out of the build; give HOST/REPO:TAG"
-        )
-    return target if target.tag else target.with_tag("latest")
 
 
 def _refuse_nonsense(
@@ -169,22 +177,6 @@ def _refuse_nonsense(
         raise UsageError("--no-layout and --output contradict each other", hint="leave one of them out")
     if locked and update_lock:
         raise UsageError("--locked and --update-lock contradict each other", hint="leave one of them out")
-
-
-def _load_profiles(
-    names: tuple[str, ...], target: Reference | None, session: Session
-) -> tuple[DeviceProfile, ...]:
-    loaded = tuple(load_profile(name, working_directory=session.host.working_directory) for name in names)
-    seen: set[str] = set()
-    for profile in loaded:
-        if profile.name in seen:
-            raise UsageError(
-                f"profile {profile.name} is given twice", hint="each profile makes one image; give it once"
-            )
-        seen.add(profile.name)
-        if target is not None:
-            target.with_tag(f"{target.tag}-{profile.name}")  # refuses one that is too long
-    return loaded
 
 
 def _show_fit(model: ModelFile, request: ImageRequest, session: Session) -> None:
@@ -209,7 +201,8 @@ def _next_steps(
     name, profile = first.plan.model.name.lower(), first.image.profile
     port, command = first.plan.profile.server.port, _command()
     run = f"docker run --rm --read-only -p {port}:{port}"
-    public = shlex.quote(str(Path(key).with_suffix(".pub"))) if key else ""
+    private = shlex.quote(_shown(Path(key))) if key else ""
+    public = shlex.quote(_shown(Path(key).with_suffix(".pub"))) if key else ""
     # An image of another processor runs on the device, not here.
     device = "" if first.image.platform.machine == machine else "ssh DEVICE "
     lines = ["", "Next:"]
@@ -221,7 +214,7 @@ def _next_steps(
         if key:
             lines.append(f"  verify   {command} verify {layout} --key {public}")
         if not request.push:
-            sign = f" --sign {shlex.quote(key)}" if key else ""
+            sign = f" --sign {private}" if key else ""
             password = f" --password-file {shlex.quote(password_file)}" if key and password_file else ""
             lines.append(
                 f"  push     {command} push {layout} registry.example.com/acme/{name}:1.0{sign}{password}"

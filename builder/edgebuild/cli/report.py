@@ -16,6 +16,7 @@ def build_document(result: BuildResult, request: ImageRequest) -> dict[str, Any]
             "digest": str(result.index.digest),
             "layout": None if request.output is None else str(request.output),
             "tag": None if reference is None else str(reference),
+            "tags": [str(reference) for reference in request.references],
         },
         "model": {
             "name": request.model.spec.name,
