@@ -95,6 +95,7 @@ def _survives(target: Target) -> Iterator[None]:
     before = target.server.resident_bytes
     yield
     assert target.answers()
+    assert " error " not in target.server.log
     deadline = time.monotonic() + _LATE_S
     while target.open_files > target.files_at_rest:
         assert time.monotonic() < deadline
@@ -331,7 +332,7 @@ def test_handshakes_that_stall(target: Target, length: int) -> None:
         for connection in stalled:
             _read_all(connection)
         assert time.monotonic() - started < 1 + _LATE_S
-    target.server.wait_for('warning refused reason="handshake too slow" address=127.0.0.2')
+    target.server.wait_for('warning refused reason="handshake too slow"')
 
 
 @pytest.mark.parametrize("target", ["tls"], indirect=True)

@@ -121,7 +121,7 @@ class EdgeProtocol(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._close()
-        if self._unread_bytes() > 0:
+        if self._waiting_for_tls() + self._raw.get_write_buffer_size() > 0:
             self.loop.call_later(self._limits.unread_s, self._abort_if_unread)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -131,7 +131,8 @@ class EdgeProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """Close now if idle, else after the response."""
-        super().shutdown()
+        if not self.transport.is_closing():
+            super().shutdown()
         if self.transport.is_closing():
             self._close()
 
@@ -153,15 +154,22 @@ class EdgeProtocol(H11Protocol):
         self._raw.abort()
 
     def _abort_if_unread(self) -> None:
-        if not self.is_lost and self._unread_bytes() > 0 and self.cycle.response_complete:
+        if self._waiting_for_tls() + self._raw.get_write_buffer_size() > 0 and self.cycle.response_complete:
             self.abort()
 
-    def _unread_bytes(self) -> int:
-        below = 0 if self.transport is self._raw else self._raw.get_write_buffer_size()
-        return self.transport.get_write_buffer_size() + below
+    def _waiting_for_tls(self) -> int:
+        """Count the bytes that TLS holds back until the connection takes more."""
+        if self.is_lost or self.transport is self._raw:
+            return 0
+        try:
+            return self.transport.get_write_buffer_size()
+        except AttributeError:
+            # uvicorn closes again what the client has closed, and asyncio's TLS forgets itself then (CPython 3.11 to 3.13).
+            return 0
 
     def _close(self) -> None:
         """Close without waiting for the client's close_notify, which nobody owes us (RFC 8446, 6.1)."""
-        self.transport.close()
-        if self.transport is not self._raw and self.transport.get_write_buffer_size() == 0:
+        if not self.transport.is_closing():
+            self.transport.close()
+        if self._waiting_for_tls() == 0:
             self._raw.close()
