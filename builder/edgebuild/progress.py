@@ -16,6 +16,10 @@ class Task(Protocol):
         """Say that `count_bytes` more are done."""
         ...
 
+    def resize(self, total_bytes: int) -> None:
+        """Say how large the work is, once that is known."""
+        ...
+
     def status(self, text: str) -> None:
         """Say in a few words what is being done now, e.g. "94/132 files compiled"."""
         ...
@@ -53,6 +57,9 @@ class SilentProgress:
 
 class _SilentTask:
     def advance(self, count_bytes: int) -> None:
+        """Say nothing."""
+
+    def resize(self, total_bytes: int) -> None:
         """Say nothing."""
 
     def status(self, text: str) -> None:

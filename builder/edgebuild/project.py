@@ -79,7 +79,7 @@ class Project(Section):
     schema_version: Literal[1] = Field(description="Version of this format")
     model: Annotated[Text, AfterValidator(_checked(parse_model_reference))] = Field(
         description="Model: a path beside this file, hf://ORG/REPO[@REVISION][/FILE], https://…#sha256=…, oci://REGISTRY/REPO, or demo",
-        examples=["hf://ggml-org/gemma-3-270m-it-GGUF"],
+        examples=["hf://bartowski/SmolLM2-135M-Instruct-GGUF"],
     )
     profiles: Profiles = Field(
         description="Device profiles: built-in names or paths beside this file",

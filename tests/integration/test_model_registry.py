@@ -1,9 +1,12 @@
 """Models that lie in registries: the artifacts of Docker Model Runner, ModelPack, ollama and oras, in a real registry."""
 
+import io
 import json
 import os
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import pytest
@@ -167,13 +170,63 @@ def test_login(auth_registry: Registry, load: Load, tmp_path: Path) -> None:
         load(f"oci://{auth_registry.host}/ai/tiny:1", DOCKER_CONFIG=str(tmp_path / "docker"))
 
 
+def packed(files: Mapping[str, bytes], *, mode: Literal["w", "w:gz"] = "w:gz") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_model_in_an_archive(
+    registry: Registry, load: Load, store: Store, gguf: bytes, mode: Literal["w", "w:gz"]
+) -> None:
+    """Names in it lead nowhere."""
+    data = packed({"../../pack-F16.gguf": gguf, "README.md": b"#"}, mode=mode)
+    media_type = f"application/vnd.cncf.model.weight.v1.tar{'+gzip' if mode == 'w:gz' else ''}"
+    digest = push_modelpack(registry.host, data, media_type=media_type)
+    found = load(f"oci://{registry.host}/acme/pack:1")
+    assert found.path.read_bytes() == gguf
+    assert found.path.is_relative_to(store.root)
+    assert (found.source.file, found.source.sha256) == ("pack-F16.gguf", "")
+    assert found.source.revision == str(digest)
+    assert load(f"oci://{registry.host}/acme/pack:1").path == found.path
+    assert store.verify() == ()
+
+
+def test_digest_needs_no_network_again(faulty_registry: FaultyRegistry, load: Load, gguf: bytes) -> None:
+    push_docker(faulty_registry.host, gguf)
+    first = load(f"oci://{faulty_registry.host}/ai/tiny:1")
+    before = len(faulty_registry.requests)
+    again = load(first.source.reference)
+    assert (again.path, again.source) == (first.path, first.source)
+    assert len(faulty_registry.requests) == before
+
+
 @pytest.mark.parametrize(
     ("layers", "said"),
     [
         ((("application/vnd.oci.image.layer.v1.tar+gzip", b"x", {}),), "holds no GGUF file but"),
         (
             (("application/vnd.cncf.model.weight.v1.tar", b"x", {"org.cncf.model.filepath": "a.gguf"}),),
-            "holds its weights in an archive",
+            "cannot be unpacked",
+        ),
+        (
+            (
+                (
+                    "application/vnd.cncf.model.weight.v1.tar+gzip",
+                    packed({}),
+                    {"org.cncf.model.filepath": "a.gguf"},
+                ),
+            ),
+            "holds 0 GGUF files",
+        ),
+        (
+            (("application/vnd.cncf.model.weight.v1.tar+zstd", b"x", {"org.cncf.model.filepath": "a.gguf"}),),
+            "holds no GGUF file but",
         ),
         (
             (

@@ -116,7 +116,7 @@ def test_faults_of_the_file_are_told_with_their_lines(command: Edgebuild) -> Non
 
 def test_image_without_anything_to_go_by(command: Edgebuild) -> None:
     done = command.run("image", check=False)
-    assert_failed(done, 2, "for which device?")
+    assert_failed(done, 2, "neither --profile nor a project file")
     assert "edgebuild init" in done.stderr
     write(command.folder)
     assert_failed(command.run("image", "--push", check=False), 2, "--push needs a name")

@@ -171,6 +171,8 @@ class _Transfer:
             if response.status_code == 206 and not starts_at(response, have_bytes):
                 raise TryAgainError("another part of the file came than was asked for")
             total_bytes = limit or _length(response, have_bytes)
+            if total_bytes:
+                self._task.resize(total_bytes)
             if not self._is_worth_pieces(response, total_bytes - have_bytes):
                 self._write(response.iter_raw(), total_bytes, stop)
                 return

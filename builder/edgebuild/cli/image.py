@@ -116,7 +116,8 @@ def command(
     )
     if not wishes.named:
         raise UsageError(
-            "for which device?", hint="give --profile NAME, or write a project file: edgebuild init"
+            "neither --profile nor a project file says for which device",
+            hint="give --profile NAME, or write a project file: edgebuild init",
         )
     if push and not wishes.references:
         raise UsageError(

@@ -113,6 +113,9 @@ class _Bar:
     def advance(self, count_bytes: int) -> None:
         self._bars.advance(self._bar, count_bytes)
 
+    def resize(self, total_bytes: int) -> None:
+        self._bars.update(self._bar, total=total_bytes)
+
     def status(self, text: str) -> None:
         self._bars.update(self._bar, words=text)
 
@@ -127,9 +130,10 @@ class PlainProgress:
     def task(self, title: str, *, total_bytes: int | None = None) -> Iterator[Task]:
         """Tell the end of the work, and how far it is every quarter of a minute."""
         begin = time.monotonic()
-        yield _PlainTask(self._write, title, total_bytes)
-        if time.monotonic() - begin >= _TOLD_FROM_S or (total_bytes or 0) >= _TOLD_FROM_BYTES:
-            size = f" {total_bytes / 1e6:.1f} MB" if total_bytes else ""
+        task = _PlainTask(self._write, title, total_bytes)
+        yield task
+        if time.monotonic() - begin >= _TOLD_FROM_S or task.total_bytes >= _TOLD_FROM_BYTES:
+            size = f" {task.total_bytes / 1e6:.1f} MB" if task.total_bytes else ""
             self._write(f"{title}:{size} {_seconds(begin)}")
 
     def note(self, text: str) -> None:
@@ -145,16 +149,20 @@ class PlainProgress:
 
 class _PlainTask:
     def __init__(self, write: Callable[[str], None], title: str, total_bytes: int | None) -> None:
+        self.total_bytes = total_bytes or 0
         self._write = write
         self._title = title
-        self._total_bytes = total_bytes
         self._done_bytes = 0
-        self._told = time.monotonic()
+        self._began = self._told = time.monotonic()
 
     def advance(self, count_bytes: int) -> None:
         self._done_bytes += count_bytes
-        of_all = f" of {self._total_bytes / 1e6:.1f}" if self._total_bytes else ""
-        self._tell(f"{self._done_bytes / 1e6:.1f}{of_all} MB")
+        of_all = f" of {self.total_bytes / 1e6:.1f}" if self.total_bytes else ""
+        rate = self._done_bytes / 1e6 / max(time.monotonic() - self._began, 0.001)
+        self._tell(f"{self._done_bytes / 1e6:.1f}{of_all} MB, {rate:.1f} MB/s")
+
+    def resize(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
 
     def status(self, text: str) -> None:
         self._tell(text)

@@ -7,17 +7,20 @@ name in the annotation org.opencontainers.image.title.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgebuild.artifacts.arrival import Arrival, Expected, receive
 from edgebuild.artifacts.store import Store
+from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, RegistryError
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.reference import RegistryReference
 from edgebuild.model.selection import choose_candidate
+from edgebuild.model.unpacking import unpack
 from edgebuild.model_spec import gguf_file_name
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.descriptor import Descriptor
@@ -36,7 +39,8 @@ _GGUF = frozenset(
 )
 _NAMES = ("org.cncf.model.filepath", "org.cnai.model.filepath", "org.opencontainers.image.title")
 _LICENCES = frozenset({"application/vnd.docker.ai.license", "application/vnd.ollama.image.license"})
-_ARCHIVES = (".tar", "+gzip", "+zstd", ".tar.gz")
+_PACKED = (".tar", ".tar+gzip")
+_UNREADABLE = ("+zstd", "v3+gzip", "raw+gzip")
 _SMALL_BYTES = 1 << 20
 
 
@@ -73,29 +77,52 @@ def fetch_registry_model(
         StoreError: The disk is full.
     """
     named = reference.reference
+    if named.digest is not None and (known := _recall(named.digest, store)) is not None:
+        return known
+    place = f"oci://{named}"
     with open_client(named, environment=host.environment, progress=progress) as client:
-        artifact = _read_artifact(client, str(named.digest or named.tag), place=f"oci://{named}")
+        artifact = _read_artifact(client, str(named.digest or named.tag), place=place)
         files = _gguf_files(artifact, default=f"{named.repository.rpartition('/')[2]}.gguf")
         chosen = choose_candidate(
             files,
             wanted=wanted,
-            place=f"oci://{named}",
+            place=place,
             hint="name an artifact that holds one model, by its tag or digest",
         )
         if chosen is None:
-            raise _no_gguf(artifact, f"oci://{named}")
+            raise _no_gguf(artifact, place)
         layer, name = files[chosen.file], gguf_file_name(chosen.file.rpartition("/")[2])
-        return Fetched(
-            path=_fetch_blob(client, layer, name, store=store, progress=progress),
-            source=ModelSource(
-                kind="oci",
-                reference=f"oci://{named.with_digest(artifact.digest)}",
-                revision=str(artifact.digest),
-                file=name,
-                sha256=layer.digest.hex,
-                licence=_licence(client, artifact),
-            ),
+        is_packed = layer.media_type.endswith(_PACKED)
+        path = _fetch_blob(
+            client, layer, f"{name}.tar" if is_packed else name, store=store, progress=progress
         )
+        source = ModelSource(
+            kind="oci",
+            reference=f"oci://{named.with_digest(artifact.digest)}",
+            revision=str(artifact.digest),
+            file=name,
+            sha256="" if is_packed else layer.digest.hex,
+            licence=_licence(client, artifact),
+        )
+    if is_packed:
+        path = unpack(path, layer.digest, name, place=place, store=store, progress=progress)
+    elif len(files) == 1:
+        store.remember(_note_name(artifact.digest), canonical_json(asdict(source)))
+    return Fetched(path=path, source=source)
+
+
+def _note_name(digest: Digest) -> str:
+    return f"oci-{digest.hex}.json"
+
+
+def _recall(digest: Digest, store: Store) -> Fetched | None:
+    """Return what a manifest that holds one model gave before, which never changes, if the store has it still."""
+    note = store.recall(_note_name(digest))
+    with suppress(ValueError, TypeError):
+        source = ModelSource(**json.loads(note or b"null"))
+        if (path := store.find_download(Digest(source.sha256), source.file)) is not None:
+            return Fetched(path=path, source=source)
+    return None
 
 
 def _fetch_blob(
@@ -168,8 +195,8 @@ def _gguf_files(artifact: _Artifact, *, default: str) -> dict[str, Descriptor]:
     found: dict[str, Descriptor] = {}
     for layer in artifact.layers:
         name = _shown(next((layer.annotations[key] for key in _NAMES if key in layer.annotations), ""))
-        is_archive = layer.media_type.endswith(_ARCHIVES)
-        if layer.media_type in _GGUF or (name.lower().endswith(".gguf") and not is_archive):
+        is_readable = not layer.media_type.endswith(_UNREADABLE)
+        if layer.media_type in _GGUF or (name.lower().endswith(".gguf") and is_readable):
             name = name if name.lower().endswith(".gguf") else default
             if name in found:
                 name = f"{layer.digest.short}/{name}"
@@ -179,15 +206,6 @@ def _gguf_files(artifact: _Artifact, *, default: str) -> dict[str, Descriptor]:
 
 def _no_gguf(artifact: _Artifact, place: str) -> ModelError:
     kinds = ", ".join(dict.fromkeys(layer.media_type for layer in artifact.layers)) or "nothing"
-    packed = any(
-        layer.media_type.endswith(_ARCHIVES) and "model.weight" in layer.media_type
-        for layer in artifact.layers
-    )
-    if packed:
-        return ModelError(
-            f"{place} holds its weights in an archive ({kinds})",
-            hint="push them as plain files, e.g. with modctl's --raw",
-        )
     return ModelError(
         f"{place} holds no GGUF file but {kinds}",
         hint="give an artifact of Docker Model Runner, ModelPack or ollama that holds GGUF",

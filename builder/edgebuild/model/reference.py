@@ -17,7 +17,7 @@ _HUB = re.compile(
     r"(?:/(?P<file>[^/].*))?",
     re.ASCII,
 )
-_HUB_HINT = "write it as hf://ORG/REPO[@REVISION][/FILE.gguf], e.g. hf://ggml-org/gemma-3-270m-GGUF"
+_HUB_HINT = "write it as hf://ORG/REPO[@REVISION][/FILE.gguf], e.g. hf://bartowski/SmolLM2-135M-Instruct-GGUF"
 _WEB_HINT = "write it as https://HOST/FILE.gguf#sha256=<64 hexadecimal digits>; who publishes the file publishes its sha256 too"
 
 

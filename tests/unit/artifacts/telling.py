@@ -16,10 +16,11 @@ class Told:
         self.titles: list[str] = []
         self.statuses: list[str] = []
         self.advanced_bytes = 0
+        self.total_bytes = 0
 
     @contextmanager
     def task(self, title: str, *, total_bytes: int | None = None) -> Iterator[Task]:
-        del total_bytes
+        self.total_bytes = total_bytes or 0
         self.titles.append(title)
         yield _Task(self)
 
@@ -33,6 +34,9 @@ class _Task:
 
     def advance(self, count_bytes: int) -> None:
         self._told.advanced_bytes += count_bytes
+
+    def resize(self, total_bytes: int) -> None:
+        self._told.total_bytes = total_bytes
 
     def status(self, text: str) -> None:
         self._told.statuses.append(text)

@@ -214,6 +214,7 @@ def test_large_file_of_unknown_size_from_where_an_earlier_run_stopped(
     (store.scratch("partial") / Digest.of(body).hex).write_bytes(body[: len(BODY)])
     assert fetch(server, store, told, wanted(server, body, size_bytes=0)).read_bytes() == body
     assert server.asked[0] == ("/f.whl", f"bytes={len(BODY)}-")
+    assert (told.advanced_bytes, told.total_bytes) == (len(body), len(body))
     assert f"bytes={len(BODY)}-{len(BODY) + PIECE_BYTES - 1}" in pieces_asked(server)
 
 

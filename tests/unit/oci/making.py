@@ -126,6 +126,9 @@ class _HookTask:
         if self._on_advance is not None:
             self._on_advance(self._title, self._total)
 
+    def resize(self, total_bytes: int) -> None:
+        """Keep nothing of it."""
+
     def status(self, text: str) -> None:
         """Say nothing."""
 

@@ -44,6 +44,9 @@ class _Task:
     def advance(self, count_bytes: int) -> None:
         self._recorder.advanced[self._title] += count_bytes
 
+    def resize(self, total_bytes: int) -> None:
+        """Keep nothing of it."""
+
     def status(self, text: str) -> None:
         self._recorder.statuses.append(text)
 
