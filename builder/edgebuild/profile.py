@@ -68,6 +68,23 @@ class Limits(Section):
         le=4096,
         description="Requests of one client at the same time, waiting ones included; 0: as many as there are places",
     )
+    over_long: Literal["refuse", "window"] = Field(
+        default="refuse",
+        description="What becomes of a prompt that is too long: refuse, or answer about one overlapping window of it after the other",
+    )
+    window_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 20,
+        description="Text in one window, in tokens; 0: as much as leaves a quarter of the context to the answer",
+    )
+    window_stride_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 20,
+        description="How much later in the text each next window starts, in tokens; 0: three quarters of a window",
+    )
+    windows: int = Field(default=16, ge=1, le=1024, description="Most windows of one request")
     past_context: Literal["stop", "shift"] = Field(
         default="stop",
         description="What an answer does at the end of the context: stop, or forget the older half of what follows the first tokens",
@@ -207,6 +224,10 @@ class DeviceProfile(Section):
                 f"cpu.variant: {self.cpu.variant!r} is not built for {self.platform}; known are {', '.join(known)}"
             )
         limits = self.server.limits
+        if 0 < limits.window_tokens < limits.window_stride_tokens:
+            raise ValueError(
+                f"server.limits.window_stride_tokens: {limits.window_stride_tokens} would skip text between windows of {limits.window_tokens} tokens"
+            )
         if limits.past_context == "shift" and 2 * limits.keep_tokens >= self.context:
             raise ValueError(
                 f"server.limits.keep_tokens: {limits.keep_tokens} is not less than half of the context of {self.context} tokens"

@@ -123,6 +123,10 @@ def test_missing_keys_are_named(tmp_path: Path) -> None:
             "my.yaml:7: tuning: kv_type: a cache of q8_0 needs flash attention, which is off",
         ),
         (
+            COMPLETE + "server: {limits: {window_tokens: 100, window_stride_tokens: 101}}\n",
+            "server.limits.window_stride_tokens: 101 would skip text between windows of 100 tokens",
+        ),
+        (
             COMPLETE + "context: 64\nserver: {limits: {past_context: shift}}\n",
             "server.limits.keep_tokens: 32 is not less than half of the context of 64 tokens",
         ),

@@ -45,7 +45,8 @@ def test_tuning_and_limits_reach_the_server(tmp_path: Path) -> None:
     (tmp_path / "tuned.yaml").write_text(
         "extends: pi4\nname: tuned\ncontext: 1024\n"
         "tuning: {kv_type: q8_0, flash_attention: on, mmap: false, mlock: true, threads: 3, batch_threads: 4}\n"
-        "server: {limits: {past_context: shift, keep_tokens: 100, output_tokens: 5000, first_token_s: 9, client_requests: 2}}\n"
+        "server: {limits: {past_context: shift, keep_tokens: 100, output_tokens: 5000, first_token_s: 9, client_requests: 2,"
+        " over_long: window, window_tokens: 300, window_stride_tokens: 200, windows: 5}}\n"
     )
     runtime = _runtime(load_profile("./tuned.yaml", working_directory=tmp_path), tmp_path)
     engine, limits = runtime.engine, runtime.server.limits
@@ -57,6 +58,9 @@ def test_tuning_and_limits_reach_the_server(tmp_path: Path) -> None:
         100,
     )
     assert (limits.output_tokens, limits.first_token_s, limits.client_requests) == (5000, 9, 2)
+    assert (limits.over_long, limits.window_tokens, limits.window_stride_tokens, limits.windows) == (
+        "window", 300, 200, 5,
+    )  # fmt: skip
 
 
 def test_without_tuning_every_core_computes(tmp_path: Path) -> None:

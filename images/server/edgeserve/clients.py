@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,8 +21,20 @@ class Client:
 
     @property
     def account(self) -> str:
-        """What its requests are counted under: its name, or its address if it has no name of its own."""
-        return f"{self.name} {self.address}" if self.name == ANONYMOUS.name else self.name
+        """What its requests are counted under: its name, or its network if it has no name of its own."""
+        return f"{self.name} {network_of(self.address)}" if self.name == ANONYMOUS.name else self.name
 
 
 ANONYMOUS: Final = Client(name="anonymous")
+
+
+def network_of(address: str) -> str:
+    """Return what strangers are counted by: an IPv4 address, or the /64 that one holder of IPv6 addresses has."""
+    if not address:
+        return ""
+    number = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(number, ipaddress.IPv4Address):
+        return str(number)
+    if number.ipv4_mapped is not None:
+        return str(number.ipv4_mapped)
+    return str(ipaddress.ip_network((number, 64), strict=False).network_address) + "/64"

@@ -203,6 +203,8 @@ def _contradictions(runtime: Runtime) -> Iterator[str]:
     if limits.prompt_tokens >= context:
         yield f"server.limits.prompt_tokens: {limits.prompt_tokens} leaves no room for an answer in {context} context tokens"
     yield from _engine_contradictions(runtime.engine)
+    if 0 < limits.window_tokens < limits.window_stride_tokens:
+        yield f"server.limits.window_stride_tokens: {limits.window_stride_tokens} would skip text between windows of {limits.window_tokens} tokens"
     if limits.output_tokens >= context and runtime.engine.past_context == "stop":
         yield f"server.limits.output_tokens: {limits.output_tokens} leaves no room for a prompt in {context} context tokens"
     server = runtime.server

@@ -1,25 +1,31 @@
 """Runs one generating request, whichever interface it came by.
 
 1. Take a place in the queue, so that prompts being prepared are bounded too.
-2. Make the prompt's tokens beside the event loop.
-3. Hand it to the scheduler and pass its outputs on.
+2. Make the prompt's tokens beside the event loop, or those of its windows.
+3. Hand it to the scheduler, window by window, and pass its outputs on.
 The deadlines hold for all of it; closing the iterator cancels whatever is under way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import dataclasses
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from typing import TypeVar
 
 from edgeserve.answers import End, Fault, FaultKind, Output
-from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.calls import ChatCall, CompletionCall, Generation
 from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import Request
-from edgeserve.errors import client_limit, from_fault, not_serving, queue_full
+from edgeserve.errors import client_limit, from_fault, invalid, not_serving, queue_full
 from edgeserve.prompts import PromptMaker
 from edgeserve.records import Record
 from edgeserve.scheduler import ClientLimitError, NotServingError, Place, QueueFullError, Scheduler
+from edgeserve.stitching import answer_windows
+from edgeserve.windows import Windows
+
+_T = TypeVar("_T")
 
 
 class Generator:
@@ -46,10 +52,8 @@ class Generator:
         client = record.client.account
         place = self._reserve(client)  # 1
         try:
-            request = await self._prepare(call, request_id, deadlines, record)  # 2
-            outputs = self._scheduler.generate(  # 3
-                request, client=client, stops=call.generation.stops, deadlines=deadlines
-            )
+            windows = await self._prepare(call, deadlines, record)  # 2
+            outputs = self._answer(call.generation, windows, request_id, deadlines, client)  # 3
             async with aclosing(outputs):
                 async for output in outputs:
                     if isinstance(output, End):
@@ -71,7 +75,8 @@ class Generator:
         """
         place = self._reserve(record.client.account)
         try:
-            return await self._make_prompt(call, deadlines, record)
+            record.prompt = await _in_time(self._prompts.make(call), deadlines)
+            return record.prompt
         finally:
             place.release()
 
@@ -86,22 +91,63 @@ class Generator:
             raise not_serving(error) from error
 
     async def _prepare(
-        self, call: ChatCall | CompletionCall, request_id: str, deadlines: Deadlines, record: Record
-    ) -> Request:
-        generation = call.generation
-        self._prompts.check_tokens_exist((token for token, _ in generation.sampling.logit_bias), "logit_bias")
-        prompt = await self._make_prompt(call, deadlines, record)
-        most = self._prompts.output_tokens(len(prompt), generation.output_tokens, generation.output_field)
-        return Request(id=request_id, prompt=prompt, output_tokens=most, sampling=generation.sampling)
-
-    async def _make_prompt(
         self, call: ChatCall | CompletionCall, deadlines: Deadlines, record: Record
-    ) -> tuple[int, ...]:
-        try:
-            async with asyncio.timeout_at(deadlines.first_token):
-                record.prompt = await self._prompts.make(call)
-        except TimeoutError:
-            is_over = deadlines.first_token == deadlines.end
-            kind = FaultKind.DEADLINE if is_over else FaultKind.FIRST_TOKEN
-            raise from_fault(Fault(kind=kind)) from None
-        return record.prompt
+    ) -> Windows:
+        sampling = call.generation.sampling
+        self._prompts.check_tokens_exist((token for token, _ in sampling.logit_bias), "logit_bias")
+        windows = await _in_time(self._prompts.make_windows(call), deadlines)
+        record.prompt = tuple(token for prompt in windows.prompts for token in prompt)
+        if len(windows.prompts) > 1 and (sampling.grammar or sampling.logprobs is not None):
+            what = "a given form" if sampling.grammar else "log probabilities"
+            message = f"The prompt is too long to be answered at once, and an answer with {what} cannot be put together from several."
+            raise invalid(message, None, code="context_length_exceeded")
+        return windows
+
+    def _answer(
+        self, generation: Generation, windows: Windows, request_id: str, deadlines: Deadlines, client: str
+    ) -> AsyncGenerator[Output, None]:
+        prompts, wanted, field = windows.prompts, generation.output_tokens, generation.output_field
+
+        def generate(request: Request, deadlines: Deadlines) -> AsyncGenerator[Output, None]:
+            return self._scheduler.generate(
+                request, client=client, stops=generation.stops, deadlines=deadlines
+            )
+
+        if len(prompts) == 1:
+            most = self._prompts.output_tokens(len(prompts[0]), wanted, field)
+            request = Request(
+                id=request_id, prompt=prompts[0], output_tokens=most, sampling=generation.sampling
+            )
+            return generate(request, deadlines)
+        most = self._prompts.windows_output_tokens(len(prompts), wanted, field)
+        requests = tuple(
+            Request(
+                id=f"{request_id}.{number}",
+                prompt=prompt,
+                output_tokens=min(most, self._prompts.room(len(prompt))),
+                sampling=generation.sampling,
+            )
+            for number, prompt in enumerate(prompts)
+        )
+        later = dataclasses.replace(deadlines, first_token=deadlines.end)
+        return answer_windows(
+            requests,
+            lambda request, number: generate(request, later if number else deadlines),
+            output_tokens=most,
+            overlap=windows.overlap,
+        )
+
+
+async def _in_time(work: Awaitable[_T], deadlines: Deadlines) -> _T:
+    """Wait for what comes before the first token.
+
+    Raises:
+        ApiError: It took too long.
+    """
+    try:
+        async with asyncio.timeout_at(deadlines.first_token):
+            return await work
+    except TimeoutError:
+        is_over = deadlines.first_token == deadlines.end
+        kind = FaultKind.DEADLINE if is_over else FaultKind.FIRST_TOKEN
+        raise from_fault(Fault(kind=kind)) from None

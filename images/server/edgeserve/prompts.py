@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, TypeVar
 
 from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.engine.protocol import Engine, EngineError
@@ -13,6 +13,16 @@ from edgeserve.engine.template import ChatTemplate, RenderError, Segment, Templa
 from edgeserve.errors import invalid
 from edgeserve.log import Log
 from edgeserve.settings import LimitSettings
+from edgeserve.windows import (
+    SMALLEST_WINDOW_TOKENS,
+    TooManyWindowsError,
+    Windows,
+    split_text,
+    text_to_split,
+    with_text,
+)
+
+_T = TypeVar("_T")
 
 # No vocabulary packs more characters than this into each of many tokens of a text; a longer one need not be tokenised.
 _MOST_CHARACTERS_PER_TOKEN: Final = 64
@@ -32,6 +42,9 @@ class PromptMaker:
         )
         facts = engine.facts
         self._most_tokens = min(limits.prompt_tokens, facts.context_tokens - 1)
+        self._has_windows = limits.over_long == "window"
+        prompts = limits.windows if self._has_windows else 1
+        self._most_characters = self._most_tokens * _MOST_CHARACTERS_PER_TOKEN * prompts
         if facts.chat_template is None:
             log.warning("chat-template", problem="the model has none; chat completions are refused")
             return
@@ -50,36 +63,75 @@ class PromptMaker:
         """Make the prompt's tokens.
 
         Raises:
-            ApiError: See `for_chat` and `for_completion`.
+            ApiError: There is no chat template, it refuses the messages, or the prompt is empty, too long, or holds a
+                token that does not exist.
         """
-        return await (self.for_chat(call) if isinstance(call, ChatCall) else self.for_completion(call))
+        tokens = await self._beside(lambda: self._tokens(call))
+        self._check_tokens(len(tokens), _param(call))
+        return tokens
 
-    async def for_chat(self, call: ChatCall) -> tuple[int, ...]:
-        """Make the prompt of a chat.
+    async def make_windows(self, call: ChatCall | CompletionCall) -> Windows:
+        """Make the tokens of the prompt, or of its windows where it is too long for one and the limits say so.
 
         Raises:
-            ApiError: There is no template, it refuses the messages, or the prompt is too long.
+            ApiError: As `make`; or even windows cannot hold it.
         """
-        return await self._beside(lambda: self._render(call))
+        if self._has_windows:
+            return await self._beside(lambda: self._windows(call))
+        return Windows(prompts=(await self.make(call),), overlap=False)
 
-    async def for_completion(self, call: CompletionCall) -> tuple[int, ...]:
-        """Make the prompt of a completion.
-
-        Raises:
-            ApiError: The prompt is empty, too long, or holds a token that does not exist.
-        """
-        prompt = call.prompt
-        if isinstance(prompt, tuple):
-            return self._checked_tokens(prompt)
-        # Control tokens are for those who send token ids; text stays text.
-        return await self._beside(lambda: self._tokenise([Segment(text=prompt, special=False)], "prompt"))
-
-    async def _beside(self, make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+    async def _beside(self, make: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._worker, make)
         except EngineError as error:
             raise invalid(f"The prompt cannot be tokenised: {error}.", None, code="invalid_text") from error
+
+    def _tokens(self, call: ChatCall | CompletionCall) -> tuple[int, ...]:
+        """Make the prompt's tokens, however many."""
+        if isinstance(call, ChatCall):
+            return self._render(call)
+        if isinstance(call.prompt, tuple):
+            return self._known_tokens(call.prompt)
+        # Control tokens are for those who send token ids; text stays text.
+        return self._tokenise([Segment(text=call.prompt, special=False)], "prompt")
+
+    def _windows(self, call: ChatCall | CompletionCall) -> Windows:
+        tokens, param = self._tokens(call), _param(call)
+        text = text_to_split(call)
+        if len(tokens) <= self._most_tokens or text is None:
+            self._check_tokens(len(tokens), param)
+            return Windows(prompts=(tokens,), overlap=False)
+        limits, context = self._limits, self._engine.facts.context_tokens
+        # Not without any text: templates may leave out a message that is empty.
+        frame = len(self._tokens(with_text(call, ".")))
+        room = min(self._most_tokens, context * 3 // 4) - frame
+        window = min(limits.window_tokens or room, room)
+        if window < SMALLEST_WINDOW_TOKENS:
+            message = f"The prompt has {frame} tokens beside the text that could be cut into windows; they leave too little room."
+            raise invalid(message, param, code="context_length_exceeded")
+        stride = min(limits.window_stride_tokens or window * 3 // 4, window)
+        too_long = invalid(
+            f"The prompt has {len(tokens)} tokens; {limits.windows} windows of {window} tokens, the most here, do not hold it.",
+            param,
+            code="context_length_exceeded",
+        )
+        if len(tokens) > 2 * limits.windows * window:
+            raise too_long  # not worth counting piece by piece
+        try:
+            texts = split_text(
+                text,
+                count_tokens=lambda piece: len(self._engine.tokenize(piece, special=False)),
+                window_tokens=window,
+                stride_tokens=stride,
+                most=limits.windows,
+            )
+        except TooManyWindowsError:
+            raise too_long from None
+        prompts = tuple(self._tokens(with_text(call, text)) for text in texts)
+        # The sum of its pieces bounds a window but for a token or two, for which the answer's quarter has room.
+        assert max(map(len, prompts)) < context
+        return Windows(prompts=prompts, overlap=stride < window)
 
     def _render(self, call: ChatCall) -> tuple[int, ...]:
         if self._template is None:
@@ -103,17 +155,15 @@ class PromptMaker:
             tokens.insert(0, facts.bos_token)
         if not tokens:
             raise invalid(f"'{param}' is empty.", param, code="invalid_value")
-        self._check_tokens(len(tokens), param)
         return tuple(tokens)
 
-    def _checked_tokens(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
+    def _known_tokens(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         self.check_tokens_exist(tokens, "prompt")
-        self._check_tokens(len(tokens), "prompt")
         return tokens
 
     def _check_characters(self, characters: int, param: str) -> None:
-        if characters > self._most_tokens * _MOST_CHARACTERS_PER_TOKEN:
-            message = f"The prompt of {characters} characters is far longer than {self._most_tokens} tokens, the most here."
+        if characters > self._most_characters:
+            message = f"The prompt of {characters} characters is far longer than this server takes: {self._most_tokens} tokens{' in one window' if self._has_windows else ''}."
             raise invalid(message, param, code="context_length_exceeded")
 
     def _check_tokens(self, count: int, param: str) -> None:
@@ -132,12 +182,12 @@ class PromptMaker:
         Raises:
             ApiError: Prompt and answer do not fit the context together, and the engine cannot shift it.
         """
-        facts = self._engine.facts
-        room = self._limits.output_tokens if facts.can_shift else facts.context_tokens - prompt_tokens
+        room = self.room(prompt_tokens)
         if wanted is None:
             return min(room, self._limits.output_tokens)
         if wanted > room:
-            message = f"The prompt has {prompt_tokens} tokens and '{field}' is {wanted}; the context holds {facts.context_tokens} together."
+            context = self._engine.facts.context_tokens
+            message = f"The prompt has {prompt_tokens} tokens and '{field}' is {wanted}; the context holds {context} together."
             raise invalid(message, field, code="context_length_exceeded")
         return wanted
 
@@ -151,6 +201,29 @@ class PromptMaker:
         if not all(0 <= token <= most for token in tokens):
             raise invalid(f"'{field}' holds a token id outside 0 to {most}.", field, code="out_of_range")
 
+    def windows_output_tokens(self, windows: int, wanted: int | None, field: str) -> int:
+        """Decide how long the answer about so many windows may get altogether.
+
+        Raises:
+            ApiError: It would be less than a token for each.
+        """
+        most = wanted or self._limits.output_tokens
+        if most < windows:
+            message = (
+                f"'{field}' is {most}, less than one token for each of the {windows} windows of this prompt."
+            )
+            raise invalid(message, field, code="out_of_range")
+        return most
+
+    def room(self, prompt_tokens: int) -> int:
+        """Count the tokens that the context, or the limits where it is shifted, leave to the answer."""
+        facts = self._engine.facts
+        return self._limits.output_tokens if facts.can_shift else facts.context_tokens - prompt_tokens
+
     def close(self) -> None:
         """End the worker thread; a prompt in progress is not waited for."""
         self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _param(call: ChatCall | CompletionCall) -> str:
+    return "messages" if isinstance(call, ChatCall) else "prompt"

@@ -133,6 +133,29 @@ class LimitSettings:
     body_bytes: int = _integer(1 << 20, "Largest request body", low=1024, high=1 << 28, env="EDGE_BODY_BYTES")
     prompt_tokens: int = _integer(1536, "Longest prompt", low=1, high=1 << 20, env="EDGE_PROMPT_TOKENS")
     output_tokens: int = _integer(512, "Longest answer", low=1, high=1 << 20, env="EDGE_OUTPUT_TOKENS")
+    over_long: str = _text(
+        "refuse",
+        "What becomes of a prompt that is too long: refuse, or window, which answers about one overlapping window of it after the other",
+        choices=("refuse", "window"),
+        env="EDGE_OVER_LONG",
+    )
+    window_tokens: int = _integer(
+        0,
+        "Text in one window; 0: as much as leaves a quarter of the context to the answer",
+        low=0,
+        high=1 << 20,
+        env="EDGE_WINDOW_TOKENS",
+    )
+    window_stride_tokens: int = _integer(
+        0,
+        "How much later in the text each next window starts; 0: three quarters of a window, so that a quarter overlaps",
+        low=0,
+        high=1 << 20,
+        env="EDGE_WINDOW_STRIDE_TOKENS",
+    )
+    windows: int = _integer(
+        16, "Most windows of one request; a longer prompt is refused", low=1, high=1024, env="EDGE_WINDOWS"
+    )
     request_s: int = _integer(
         120,
         "Longest time of one request from its body to its last byte, in seconds",

@@ -117,6 +117,8 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         ({"engine": {"batch_tokens": 16, "slots": 17}}, "engine.batch_tokens"),
         ({"engine": {"kv_type": "q8_0", "flash_attention": "off"}}, "engine.flash_attention"),
         ({"engine": {"past_context": "shift", "keep_tokens": 1024}}, "engine.keep_tokens"),
+        ({"server": {"limits": {"window_tokens": 99, "window_stride_tokens": 100}}},
+         "server.limits.window_stride_tokens"),
     ],
 )  # fmt: skip
 def test_keys_that_contradict_each_other(tmp_path: Path, change: dict[str, Any], key: str) -> None:

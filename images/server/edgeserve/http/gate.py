@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 import time
 from asyncio.sslproto import SSLProtocol
@@ -13,6 +12,7 @@ from typing import Any, Final, cast
 
 from edgeserve.access.tls import Certificates
 from edgeserve.access.watched import Watched
+from edgeserve.clients import network_of
 from edgeserve.errors import ApiError
 from edgeserve.http.connection import EdgeProtocol
 from edgeserve.http.exchange import plain_response
@@ -209,10 +209,4 @@ def _nothing() -> None:
 
 
 def _network(peer: object) -> str:
-    """Return what connections are counted by: an IPv4 address, or the /64 that one holder of IPv6 addresses has."""
-    address = ipaddress.ip_address(str(peer[0]).partition("%")[0]) if isinstance(peer, tuple) else None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False).network_address) + "/64"
-    return str(address)
+    return network_of(str(peer[0]) if isinstance(peer, tuple) else "")
