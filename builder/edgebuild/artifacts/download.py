@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -179,7 +180,8 @@ class _Transfer:
             spread = self._spread(response, have_bytes, total_bytes, idle_s=patience.idle_s)
         # Step 2. The connection that showed the way is given up, with what little it has sent.
         try:
-            self._write(fetch_pieces(spread, environment=self._environment, stop=stop), total_bytes, stop)
+            with closing(fetch_pieces(spread, environment=self._environment, stop=stop)) as pieces:
+                self._write(pieces, total_bytes, stop)
         except PieceError as error:
             # The address may have been good for a while only; the one that it came from gives another.
             self._gives_parts = error.status != 200

@@ -5,7 +5,7 @@ appended as they come and a broken download leaves a beginning of the file, neve
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -58,8 +58,10 @@ class _Piece:
     fault: Exception | None
 
 
-def fetch_pieces(spread: Spread, *, environment: Mapping[str, str], stop: Stop) -> Iterator[bytes]:
+def fetch_pieces(spread: Spread, *, environment: Mapping[str, str], stop: Stop) -> Generator[bytes]:
     """Yield the bytes in order; what came of a piece before it broke is handed out before the fault.
+
+    Closing it ends all connections at once.
 
     Raises:
         httpx2.TransportError: A connection broke, or was ended by `stop`.

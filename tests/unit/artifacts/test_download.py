@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgebuild.artifacts.download import PIECES_FROM_BYTES, Wanted, download
-from edgebuild.artifacts.pieces import PIECE_BYTES
+from edgebuild.artifacts.pieces import PIECE_BYTES, Spread, fetch_pieces
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import ToolError
@@ -290,3 +290,17 @@ def test_stop_ends_connections_that_wait(server: FileServer, store: Store, told:
         with pytest.raises(ToolError, match="was stopped"):
             download(wanted(server, LARGE), store=store, environment={}, progress=told, stop=stop)
         assert time.monotonic() - begin < 10
+
+
+def test_pieces_that_nobody_wants_any_more_are_ended_at_once(server: FileServer) -> None:
+    """As when the disk is full: connections that wait for bytes must not hold the end up."""
+    server.pages["/f.whl"] = Page(LARGE)
+    spread = Spread(url=f"{server.url}/f.whl", headers={}, begin=0, end=len(LARGE), idle_s=60)
+    with closing(Stop()) as stop, closing(fetch_pieces(spread, environment={}, stop=stop)) as pieces:
+        assert LARGE.startswith(next(pieces))
+        server.pages["/f.whl"].stalls = [5] * 9
+        begin = time.monotonic()
+        while len(server.pages["/f.whl"].stalls) > 7:
+            next(pieces)
+    assert time.monotonic() - begin < 20
+    assert not stop.is_set()
