@@ -1,12 +1,15 @@
 """A stranger's machine: a Debian root made from nothing, with Python, make and apt, and nothing of this one.
 
 The root gets a mount namespace of its own through pivot_root (in a plain chroot the kernel refuses user namespaces),
-this machine's settings for reaching mirror and index, and a clone of the checkout.
+this machine's settings for reaching mirror and index, and a clone of the checkout. Any command can be tried there, as root:
+
+    python -m tests.support.bare FOLDER "make test"       # FOLDER is made on an empty disk place, and used again if it is there
 """
 
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +53,12 @@ class BareMachine:
         self, command: str, *, user: str = "root", timeout_s: float = 1800
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in the checkout's clone, with an empty environment but for the network's settings."""
+        return subprocess.run(
+            self.argv(command, user=user), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    def argv(self, command: str, *, user: str = "root") -> list[str]:
+        """The whole command line that does it."""
         home = Path("/root") if user == "root" else Path("/home") / user
         keep = [f"{name}={os.environ[name]}" for name in _NETWORK_VARIABLES if name in os.environ]
         environment = [
@@ -77,13 +86,7 @@ class BareMachine:
             "enter",
             str(self.root),
         ]
-        return subprocess.run(
-            [*argv, *environment, *as_user, *shell],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        return [*argv, *environment, *as_user, *shell]
 
 
 def make_bare_machine(folder: Path) -> BareMachine:
@@ -133,3 +136,16 @@ def _clone(target: Path) -> None:
         source, copy = ROOT / name, target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def main() -> int:
+    """Run one command on a bare machine, and show what it says."""
+    folder, command = Path(sys.argv[1]).absolute(), sys.argv[2]
+    if not (folder / "root").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        make_bare_machine(folder)
+    return subprocess.run(BareMachine(folder / "root").argv(command), check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
