@@ -30,7 +30,7 @@ cd "$1"
 mkdir -p .old
 mount --rbind /dev dev
 mount -t proc proc proc
-mount -t sysfs sys sys 2>/dev/null || true
+mount --rbind /sys sys # with its control groups, which Docker needs
 mount -t tmpfs -o mode=1777 tmpfs tmp
 pivot_root . .old
 umount -l /.old
