@@ -85,6 +85,18 @@ class Limits(Section):
         description="How much later in the text each next window starts, in tokens; 0: three quarters of a window",
     )
     windows: int = Field(default=16, ge=1, le=1024, description="Most windows of one request")
+    connections: int = Field(default=256, ge=1, le=65536, description="Connections open at the same time")
+    connections_per_address: int = Field(
+        default=64, ge=1, le=65536, description="Connections open at the same time from one address"
+    )
+    header_s: int = Field(
+        default=10, ge=1, le=3600, description="Seconds for a TLS handshake and for a request's header"
+    )
+    body_s: int = Field(default=30, ge=1, le=3600, description="Seconds for a request's body to come")
+    idle_s: int = Field(default=15, ge=1, le=3600, description="Seconds between two requests on a connection")
+    unread_s: int = Field(
+        default=30, ge=1, le=3600, description="Seconds that a client may leave what is sent to it unread"
+    )
     past_context: Literal["stop", "shift"] = Field(
         default="stop",
         description="What an answer does at the end of the context: stop, or forget the older half of what follows the first tokens",
@@ -133,6 +145,21 @@ class Metrics(Section):
     open: bool = Field(default=False, description="Whether /metrics needs neither key nor certificate")
 
 
+class Access(Section):
+    """What the server insists on; keys and certificates themselves are mounted at run time, never part of an image."""
+
+    require_tls: bool = Field(default=False, description="Whether the server refuses to start without TLS")
+    require_certificate: bool = Field(
+        default=False, description="Whether every client needs a certificate (mutual TLS), with a key too"
+    )
+    require_key: bool = Field(
+        default=False, description="Whether every client needs a key, with a certificate too"
+    )
+    tls_minimum: Literal["1.2", "1.3"] = Field(
+        default="1.2", description="Lowest version of TLS; in quotes, since YAML would read a number"
+    )
+
+
 class Server(Section):
     """The server in the image."""
 
@@ -143,6 +170,7 @@ class Server(Section):
         default=1, ge=1, le=64, description="Requests computed side by side; each has its own context"
     )
     limits: Limits = Field(default=Limits(), description="Hard caps of the server")
+    access: Access = Field(default=Access(), description="Who may use the server")
     metrics: Metrics = Field(default=Metrics(), description="What Prometheus may read of the server")
     model_check: Literal["always", "first_start", "never"] = Field(
         default="first_start",

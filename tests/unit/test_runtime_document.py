@@ -66,3 +66,22 @@ def test_tuning_and_limits_reach_the_server(tmp_path: Path) -> None:
 def test_without_tuning_every_core_computes(tmp_path: Path) -> None:
     runtime = _runtime(load_profile("pi4", working_directory=tmp_path), tmp_path)
     assert (runtime.engine.threads, runtime.engine.batch_threads, runtime.engine.kv_type) == (4, 0, "f16")
+
+
+def test_what_the_server_insists_on_reaches_it(tmp_path: Path) -> None:
+    (tmp_path / "strict.yaml").write_text(
+        "extends: pi4\nname: strict\n"
+        'server: {access: {require_tls: true, require_key: true, tls_minimum: "1.3"}, limits: {connections: 9, header_s: 3}}\n'
+    )
+    server = _runtime(load_profile("./strict.yaml", working_directory=tmp_path), tmp_path).server
+    assert (server.access.require_tls, server.access.require_certificate, server.access.require_key) == (
+        True,
+        False,
+        True,
+    )
+    assert server.access.tls_minimum == "1.3"
+    assert (server.limits.connections, server.limits.connections_per_address, server.limits.header_s) == (
+        9,
+        64,
+        3,
+    )
