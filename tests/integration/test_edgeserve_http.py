@@ -62,6 +62,10 @@ def _open_stream(server: ServerProcess, **more: Any) -> socket.socket:
     return connection
 
 
+def _schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
 @pytest.fixture(scope="module")
 def endless(
     llama_host: Path, scripted_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -77,7 +81,12 @@ def endless(
         ({"frobnicate": 1}, "frobnicate"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+        ({"response_format": "json_object"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": _schema({"type": "string", "format": "email"})}, "response_format.json_schema.schema.format"),
+        ({"response_format": _schema([])}, "response_format.json_schema.schema"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),

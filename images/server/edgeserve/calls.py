@@ -9,6 +9,19 @@ from edgeserve.engine.protocol import Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JsonAnswer:
+    """The answer is JSON.
+
+    Attributes:
+        schema: The parsed JSON schema that it is valid against; None for any object.
+        schema_field: Where the client gave it, for messages.
+    """
+
+    schema: object
+    schema_field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """How to answer, whatever the question.
 
@@ -26,10 +39,11 @@ class Generation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCall:
-    """A chat to go on with; each message has the keys `role` and `content`."""
+    """A chat to go on with; each message has the keys `role` and `content`. `answer` None leaves the answer free."""
 
     generation: Generation
     messages: tuple[Mapping[str, str], ...]
+    answer: JsonAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Runs one generating request, whichever interface it came by.
 
 1. Take a place in the queue, so that prompts being prepared are bounded too.
-2. Make the prompt's tokens beside the event loop, or those of its windows.
+2. Make the grammar of the answer, if it has a form, and the prompt's tokens beside the event loop, or those of its windows.
 3. Hand it to the scheduler, window by window, and pass its outputs on.
 The deadlines hold for all of it; closing the iterator cancels whatever is under way.
 """
@@ -52,7 +52,8 @@ class Generator:
         client = record.client.account
         place = self._reserve(client)  # 1
         try:
-            windows = await self._prepare(call, deadlines, record)  # 2
+            call = await self._with_grammar(call, deadlines)  # 2
+            windows = await self._prepare(call, deadlines, record)
             outputs = self._answer(call.generation, windows, request_id, deadlines, client)  # 3
             async with aclosing(outputs):
                 async for output in outputs:
@@ -89,6 +90,15 @@ class Generator:
             raise queue_full(error) from error
         except NotServingError as error:
             raise not_serving(error) from error
+
+    async def _with_grammar(
+        self, call: ChatCall | CompletionCall, deadlines: Deadlines
+    ) -> ChatCall | CompletionCall:
+        grammar = await _in_time(self._prompts.grammar(call), deadlines)
+        if not grammar:
+            return call
+        sampling = dataclasses.replace(call.generation.sampling, grammar=grammar)
+        return dataclasses.replace(call, generation=dataclasses.replace(call.generation, sampling=sampling))
 
     async def _prepare(
         self, call: ChatCall | CompletionCall, deadlines: Deadlines, record: Record

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.calls import ChatCall, CompletionCall, JsonAnswer
 from edgeserve.engine.protocol import Engine, EngineError
 from edgeserve.engine.template import ChatTemplate, RenderError, Segment, TemplateError
 from edgeserve.errors import invalid
@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 # No vocabulary packs more characters than this into each of many tokens of a text; a longer one need not be tokenised.
 _MOST_CHARACTERS_PER_TOKEN: Final = 64
 _TEMPLATE_GROWTH_CHARACTERS: Final = 1 << 16
+_LONGEST_PATH: Final = 256
 
 
 class PromptMaker:
@@ -79,6 +80,17 @@ class PromptMaker:
         if self._has_windows:
             return await self._beside(lambda: self._windows(call))
         return Windows(prompts=(await self.make(call),), overlap=False)
+
+    async def grammar(self, call: ChatCall | CompletionCall) -> str:
+        """Make the grammar that the answer follows, empty for none.
+
+        Raises:
+            ApiError: The schema cannot be followed exactly.
+        """
+        answer = call.answer if isinstance(call, ChatCall) else None
+        if answer is None:
+            return ""
+        return await self._beside(lambda: _grammar(answer))
 
     async def _beside(self, make: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
@@ -227,3 +239,17 @@ class PromptMaker:
 
 def _param(call: ChatCall | CompletionCall) -> str:
     return "messages" if isinstance(call, ChatCall) else "prompt"
+
+
+def _grammar(answer: JsonAnswer) -> str:
+    # Rare, and a twentieth of all code: only whom it serves pays for it.
+    from edgeserve.grammar.json_schema import json_object_grammar, schema_grammar  # noqa: PLC0415
+    from edgeserve.grammar.keywords import SchemaError  # noqa: PLC0415
+
+    if answer.schema is None:
+        return json_object_grammar()
+    try:
+        return schema_grammar(answer.schema, answer.schema_field)
+    except SchemaError as error:
+        path = error.path[:_LONGEST_PATH]
+        raise invalid(f"'{path}' {error}.", path, code="unsupported_schema") from error

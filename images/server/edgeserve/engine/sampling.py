@@ -8,6 +8,7 @@ when it refuses that one: most tokens are right, and the whole takes millisecond
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,10 +18,14 @@ from edgeserve.engine.protocol import EngineError, Likelihood, Logprobs, Samplin
 
 _ROOT: Final = b"root"
 _IMPOSSIBLE: Final = -math.inf
+# Computing time of one token that an ambiguous grammar may take from everyone else: to draw it, and to ask about one
+# token, which foretells what asking about the whole vocabulary would take.
+_LONGEST_DRAW_S: Final = 1.0
+_LONGEST_CHECK_S: Final = 0.01
 
 
 class DeadEndError(Exception):
-    """No token of the vocabulary goes on as the grammar demands."""
+    """No token of the vocabulary goes on as the grammar demands, or finding one takes too long."""
 
 
 class Sampler:
@@ -46,6 +51,7 @@ class Sampler:
         return self._draw_by_grammar(self._candidates, context, index)
 
     def _draw_by_grammar(self, candidates: Candidates, context: int, index: int) -> int:
+        started = time.thread_time()
         candidates.fill(context, index)
         candidates.apply(self._chain)
         token = candidates.selected
@@ -61,11 +67,16 @@ class Sampler:
             token = best if token is None else token
         self._api.llama_sampler_accept(self._grammar, token)
         self._api.llama_sampler_accept(self._chain, token)
+        if time.thread_time() - started > _LONGEST_DRAW_S:
+            raise DeadEndError
         return token
 
     def _allows(self, candidates: Candidates, token: int) -> bool:
+        started = time.thread_time()
         candidates.fill_one(token)
         candidates.apply(self._grammar)
+        if time.thread_time() - started > _LONGEST_CHECK_S:
+            raise DeadEndError
         return candidates.is_possible()
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.http.fields import Fields, is_unicode
 from edgeserve.http.generation import parse_generation
 from edgeserve.http.messages import parse_messages
+from edgeserve.http.response_format import parse_response_format
 from edgeserve.settings import LimitSettings
 
 _MOST_CHAT_LOGPROBS, _MOST_COMPLETION_LOGPROBS = 20, 5  # OpenAI's bounds
@@ -27,7 +28,6 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
 _UNSUPPORTED_CHAT: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         **_UNSUPPORTED,
-        "response_format": ({"type": "text"},),
         "tools": ([],),
         "tool_choice": ("none",),
         "parallel_tool_calls": (),
@@ -61,8 +61,9 @@ def parse_chat(document: Mapping[str, Any], *, limits: LimitSettings, model: str
         fields, limits=limits, model=model, newer_output_tokens=most, logprobs=_parse_chat_logprobs(fields)
     )
     messages = fields.typed("messages", list)
+    answer = parse_response_format(fields)
     fields.finish()
-    return ChatCall(generation=generation, messages=parse_messages(fields, messages))
+    return ChatCall(generation=generation, messages=parse_messages(fields, messages), answer=answer)
 
 
 def parse_completion(document: Mapping[str, Any], *, limits: LimitSettings, model: str) -> CompletionCall:

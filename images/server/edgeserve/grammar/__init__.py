@@ -1,0 +1,1 @@
+"""Grammars that answers follow: from a JSON schema to GBNF, exactly or not at all."""

@@ -1,0 +1,53 @@
+"""The field `response_format`: text, any JSON object, or JSON valid against a schema."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from edgeserve.calls import JsonAnswer
+from edgeserve.http.fields import Fields
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def parse_response_format(fields: Fields) -> JsonAnswer | None:
+    """Check `response_format`.
+
+    A schema is always followed to the letter, so `strict` makes no difference.
+
+    Returns:
+        What the answer is, None for text.
+    """
+    given = fields.typed("response_format", dict)
+    if given is None:
+        return None
+    form = Fields(given, fields.name("response_format"))
+    kind = form.text("type")
+    inner = form.typed("json_schema", dict) if kind == "json_schema" else None
+    form.finish()
+    match kind:
+        case "text":
+            return None
+        case "json_object":
+            return JsonAnswer(schema=None, schema_field=form.name("type"))
+        case "json_schema":
+            return _parse_json_schema(form, inner)
+        case _:
+            raise form.fault("type", "must be 'text', 'json_object' or 'json_schema'", code="invalid_value")
+
+
+def _parse_json_schema(form: Fields, inner: dict[str, object] | None) -> JsonAnswer:
+    if inner is None:
+        raise form.fault("json_schema", "is missing", code="missing_required_parameter")
+    fields = Fields(inner, form.name("json_schema"))
+    name = fields.text("name")
+    if name is None or _NAME.fullmatch(name) is None:
+        raise fields.fault("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -", code="invalid_value")
+    fields.text("description")
+    fields.flag("strict")
+    schema = fields.typed("schema", dict)
+    fields.finish()
+    if schema is None:
+        raise fields.fault("schema", "is missing", code="missing_required_parameter")
+    return JsonAnswer(schema=schema, schema_field=fields.name("schema"))
