@@ -35,6 +35,7 @@ def make_contents(
 def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
     """Settings of the server; the format is edgeserve's (images/server/edgeserve/config.py), schema_version 1."""
     profile, limits, tuning = plan.profile, plan.profile.server.limits, plan.profile.tuning
+    audit = profile.server.audit
     context = plan.fit.context_tokens
     is_endless = limits.past_context == "shift"
     output = limits.output_tokens if is_endless else min(limits.output_tokens, context * 3 // 4)
@@ -88,6 +89,16 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
                 "unread_s": limits.unread_s,
             },
             "access": profile.server.access.model_dump(),
+            "audit": {
+                "enabled": audit.enabled,
+                "required": audit.required,
+                "prompts": audit.prompts,
+                "sync": audit.sync,
+                "checkpoint_lines": audit.checkpoint_lines,
+                "checkpoint_s": audit.checkpoint_s,
+                "file_bytes": audit.file,
+                "total_bytes": audit.total,
+            },
             "metrics": {
                 "enabled": profile.server.metrics.enabled,
                 "open": profile.server.metrics.open,

@@ -160,6 +160,37 @@ class Access(Section):
     )
 
 
+class Audit(Section):
+    """What the server writes down of requests, in a volume mounted at /var/lib/edge."""
+
+    enabled: bool = Field(default=False, description="Whether an audit log is kept")
+    required: bool = Field(
+        default=False, description="Whether requests are refused while the audit log cannot be written"
+    )
+    prompts: bool = Field(default=False, description="Whether the log holds prompts in the clear")
+    sync: Literal["line", "checkpoint"] = Field(
+        default="checkpoint", description="What is brought to the disk at once: each line, or each checkpoint"
+    )
+    checkpoint_lines: int = Field(
+        default=100, ge=1, le=10_000, description="Lines after which a checkpoint is signed"
+    )
+    checkpoint_s: int = Field(
+        default=60, ge=1, le=86400, description="Seconds after which a checkpoint is signed"
+    )
+    file: Size = Field(
+        default=8 << 20, ge=1 << 16, le=1 << 28, description="Size at which a new file is begun"
+    )
+    total: Size = Field(
+        default=64 << 20, le=1 << 40, description="Size of all files beyond which the oldest goes"
+    )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Audit":
+        if self.total < 2 * self.file:
+            raise ValueError(f"total: {self.total} bytes are less than two files of {self.file}")
+        return self
+
+
 class Server(Section):
     """The server in the image."""
 
@@ -171,6 +202,7 @@ class Server(Section):
     )
     limits: Limits = Field(default=Limits(), description="Hard caps of the server")
     access: Access = Field(default=Access(), description="Who may use the server")
+    audit: Audit = Field(default=Audit(), description="What the server writes down of requests")
     metrics: Metrics = Field(default=Metrics(), description="What Prometheus may read of the server")
     model_check: Literal["always", "first_start", "never"] = Field(
         default="first_start",

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from edgebuild.contents import make_contents
+from edgebuild.errors import ProfileError
 from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import STATE_FOLDER, ModelOrigin, ModelSource, make_plan
 from edgebuild.profile import DeviceProfile, load_profile, profile_names
 from edgeserve.config import load_config
-from edgeserve.settings import Runtime
+from edgeserve.settings import AuditSettings, Runtime
 
 _MODEL = ModelSpec(
     name="small", file_name="small.Q8_0.gguf", architecture="llama", quantization="Q8_0", licence="", parameters=10**8,
@@ -39,6 +40,30 @@ def test_the_server_takes_what_is_built(name: str, tmp_path: Path) -> None:
     assert runtime.profile == name
     assert runtime.server.port == profile.server.port
     assert runtime.server.state_dir == STATE_FOLDER
+
+
+def test_what_a_profile_says_of_observation_arrives(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "extends: pi4\nschema_version: 1\nname: own\nserver:\n"
+        "  audit: {enabled: true, required: true, prompts: true, sync: line, checkpoint_lines: 7, checkpoint_s: 9, file: 1MiB, total: 3MiB}\n"
+        "  metrics: {enabled: false, open: true}\n"
+    )
+    server = _runtime(load_profile(str(path), working_directory=tmp_path), tmp_path).server
+    assert server.audit == AuditSettings(
+        enabled=True, required=True, prompts=True, sync="line", checkpoint_lines=7, checkpoint_s=9, file_bytes=1 << 20, total_bytes=3 << 20
+    )  # fmt: skip
+    assert (server.metrics.enabled, server.metrics.open) == (False, True)
+
+
+def test_an_audit_log_needs_room_for_two_files(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "extends: pi4\nschema_version: 1\nname: own\nserver:\n  audit: {file: 8MiB, total: 12MiB}\n"
+    )
+    with pytest.raises(ProfileError) as caught:
+        load_profile(str(path), working_directory=tmp_path)
+    assert "less than two files" in "".join(caught.value.faults)
 
 
 def test_tuning_and_limits_reach_the_server(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""The command line: `serve`, `check`, `bench`, `health`, `config`, `keys`. Imports wait until a command needs them, for quick starts."""
+"""The command line: `serve`, `check`, `bench`, `health`, `config`, `keys`, `audit`. Imports wait until they are needed."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,20 +25,21 @@ def main(arguments: list[str]) -> int:
     """
     # As process 1 of a container a signal without a handler is ignored; this one holds until the server has its own.
     signal.signal(signal.SIGTERM, _leave)
-    options = _parser().parse_args(arguments)
-    if options.command == "serve":
-        return _serve(options)
-    if options.command == "check":
-        return _check(options)
-    if options.command == "bench":
-        return _bench(options)
-    if options.command == "health":
-        from edgeserve import health  # noqa: PLC0415
+    if arguments[:1] == ["audit"]:
+        # With a parser of its own, since it brings cryptography.
+        from edgeserve.audit.commands import main as audit  # noqa: PLC0415
 
-        return health.main()
-    if options.command == "keys":
-        return _new_key(options.id)
-    return _config(options)
+        return audit(arguments[1:], os.environ)
+    options = _parser().parse_args(arguments)
+    commands: dict[str, Callable[[argparse.Namespace], int]] = {
+        "serve": _serve,
+        "check": _check,
+        "bench": _bench,
+        "health": _health,
+        "config": _config,
+        "keys": _new_key,
+    }
+    return commands[options.command](options)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -73,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "config", parents=[shared], allow_abbrev=False, help="check the configuration and print it"
     )
     config.add_argument("--table", action="store_true", help="print the table of all keys instead")
+    commands.add_parser(
+        "audit", add_help=False, help="print the key of this device, or verify its audit log (audit --help)"
+    )
     keys = commands.add_parser("keys", allow_abbrev=False, help="make an API key")
     new = keys.add_subparsers(dest="action", required=True).add_parser(
         "new",
@@ -83,13 +88,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _new_key(client_id: str) -> int:
+def _health(_options: argparse.Namespace) -> int:
+    from edgeserve import health  # noqa: PLC0415
+
+    return health.main()
+
+
+def _new_key(options: argparse.Namespace) -> int:
     """Print what is to be kept apart on two streams: `edgeserve keys new --id phone >> keys 2> phone.key`."""
     from edgeserve.access.keys import make_key  # noqa: PLC0415
     from edgeserve.access.watched import AccessError  # noqa: PLC0415
 
     try:
-        key, line = make_key(client_id)
+        key, line = make_key(options.id)
     except AccessError as error:
         sys.stderr.write(f"edgeserve: {error}\n")
         return exits.USAGE

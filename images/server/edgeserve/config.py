@@ -214,6 +214,11 @@ def _contradictions(runtime: Runtime) -> Iterator[str]:
         yield f"server.access.tls_minimum: gRPC speaks TLS 1.2 too, so {server.access.tls_minimum} cannot be kept with server.grpc.enabled"
     if runtime.engine.batch_tokens < runtime.engine.slots:
         yield f"engine.batch_tokens: {runtime.engine.batch_tokens} is less than one token for each of {runtime.engine.slots} slots"
+    audit = runtime.server.audit
+    if audit.enabled and not runtime.server.state_dir:
+        yield "server.audit.enabled: the audit log needs a folder, server.state_dir, and there is none"
+    if audit.total_bytes < 2 * audit.file_bytes:
+        yield f"server.audit.total_bytes: {audit.total_bytes} is less than two files of {audit.file_bytes}"
 
 
 def _engine_contradictions(engine: EngineSettings) -> Iterator[str]:

@@ -81,6 +81,14 @@ def not_serving(error: NotServingError) -> ApiError:
         )
     if error.state is State.STOPPING:
         return _stopping()
+    if error.state is State.AUDIT_FAILED:
+        return ApiError(
+            503,
+            "The audit log cannot be written, and nothing is served without it.",
+            kind="server_error",
+            code="audit_failed",
+            headers={"retry-after": "5"},
+        )
     return ApiError(
         503, "The engine has failed.", kind="server_error", code="engine_failed", headers=NO_RETRY
     )

@@ -7,6 +7,7 @@ CONFIG = 3
 ENGINE = 4
 LISTEN = 5
 ACCESS = 6
+AUDIT = 7
 # Preflight, one for each check (edgeserve.preflight).
 CPU = 10
 PAGE_SIZE = 11

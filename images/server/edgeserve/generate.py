@@ -76,6 +76,7 @@ class Generator:
         """
         place = self._reserve(record.client.account)
         try:
+            record.call = call
             record.prompt = await _in_time(self._prompts.make(call), deadlines)
             return record.prompt
         finally:
@@ -103,6 +104,7 @@ class Generator:
     async def _prepare(
         self, call: ChatCall | CompletionCall, deadlines: Deadlines, record: Record
     ) -> Windows:
+        record.call = call
         sampling = call.generation.sampling
         self._prompts.check_tokens_exist((token for token, _ in sampling.logit_bias), "logit_bias")
         windows = await _in_time(self._prompts.make_windows(call), deadlines)

@@ -34,14 +34,22 @@ class Log:
         self._write("error", event, fields)
 
     def _write(self, level: str, event: str, fields: dict[str, object]) -> None:
-        now = time.time()
-        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-        parts = [stamp, level, event, *(f"{name}={_shown(value)}" for name, value in fields.items())]
+        parts = [
+            timestamp(time.time()),
+            level,
+            event,
+            *(f"{name}={_shown(value)}" for name, value in fields.items()),
+        ]
         try:
             # One write call per line: lines of several threads do not mix (POSIX write on a pipe up to PIPE_BUF).
             os.write(self._descriptor, (" ".join(parts) + "\n").encode("utf-8", "backslashreplace"))
         except OSError:
             return
+
+
+def timestamp(now: float) -> str:
+    """Write a time, in seconds since 1970, as RFC 3339 does: UTC, with milliseconds."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
 
 
 def _shown(value: object) -> str:

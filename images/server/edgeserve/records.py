@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgeserve.answers import End
+from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.clients import ANONYMOUS, Client
 from edgeserve.log import Log
 
@@ -23,6 +24,7 @@ class Record:
         started: When, in seconds of the monotonic clock.
         status: HTTP status, or the same meaning for gRPC; 0 when nothing was sent.
         result: What came of it: a finish reason, the code of an error, "client_gone", "ok" of what does not generate.
+        call: What was asked, once it was understood; for requests that generate.
         prompt: Tokens of the prompt, once made.
         end: Counts and times of a complete answer.
         seconds: Duration of the whole, set at the end.
@@ -35,6 +37,7 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     status: int = 0
     result: str = "error"
+    call: ChatCall | CompletionCall | None = None
     prompt: tuple[int, ...] = ()
     end: End | None = None
     seconds: float = 0.0

@@ -26,6 +26,7 @@ class State(StrEnum):
 
     LOADING = "loading"
     READY = "ready"
+    AUDIT_FAILED = "audit_failed"
     STOPPING = "stopping"
     FAILED = "failed"
 
@@ -114,12 +115,18 @@ class Scheduler:
         self._worker = Worker(make_engine, slots=slots, log=log, listener=self)
         self._engine: Engine | None = None
         self._is_aborted = False
-        self.state = State.LOADING
+        self._state = State.LOADING
+        self._is_held = False
         self.failure = ""
 
     def start(self) -> None:
         """Load the engine in its own thread; `state` becomes READY after a first token, or FAILED."""
         self._worker.start()
+
+    @property
+    def state(self) -> State:
+        """Where the server is in its life."""
+        return State.AUDIT_FAILED if self._is_held and self._state is State.READY else self._state
 
     @property
     def engine(self) -> Engine:
@@ -219,6 +226,10 @@ class Scheduler:
         if isinstance(output, End):
             self._service_s += _WEIGHT_OF_NEWEST * (output.total_s - output.queued_s - self._service_s)
 
+    def hold(self, is_held: bool) -> None:  # noqa: FBT001 - one word says it all
+        """Refuse new requests, or take them again: the audit log that must be written cannot be, or can."""
+        self._is_held = is_held
+
     def stop_admitting(self) -> None:
         """Refuse new requests from now on; those admitted go on."""
         if self.state is not State.FAILED:
@@ -256,7 +267,7 @@ class Scheduler:
 
     def _open(self, engine: Engine) -> None:
         self._engine = engine
-        if self.state is State.LOADING:
+        if self._state is State.LOADING:
             self._become(State.READY)
 
     def _fail(self, message: str) -> None:
@@ -264,7 +275,7 @@ class Scheduler:
         self._become(State.FAILED)
 
     def _become(self, state: State) -> None:
-        self.state = state
+        self._state = state
         self._on_change()
 
 

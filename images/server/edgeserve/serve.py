@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Final
 from edgeserve import __version__, exits
 from edgeserve.access.opening import Access, open_access
 from edgeserve.access.watched import AccessError, refresh_forever
+from edgeserve.accounts import Accounts
+from edgeserve.audit.errors import AuditError
 from edgeserve.engine.protocol import Engine
-from edgeserve.grpc import PROBES as GRPC_PROBES
-from edgeserve.http.app import ROUTINE, App
+from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, listen, make_server
 from edgeserve.loading import load_engine
@@ -28,20 +29,16 @@ from edgeserve.log import Log, bridge_logging
 from edgeserve.preflight.model import ModelCheckError
 from edgeserve.preflight.run import run_preflight
 from edgeserve.probe import serve_probe
-from edgeserve.records import Observer, RequestLog
 from edgeserve.scheduler import Scheduler, State
 from edgeserve.settings import Runtime
 
 if TYPE_CHECKING:
     from edgeserve.grpc.server import GrpcServer
-    from edgeserve.metrics.exposition import Metrics
     from edgeserve.prompts import PromptMaker
 
 # After the running requests are cut off: to send their last bytes, and for the forward pass in progress.
 _LAST_BYTES_S: Final = 1.0
 _LAST_PASS_S: Final = 2.0
-# What is asked for all day, of either interface: noted only where it fails.
-_QUIET: Final = ROUTINE | GRPC_PROBES
 
 
 class Service:
@@ -64,17 +61,14 @@ class Service:
             log=log,
             on_change=self._on_change,
         )
-        self._metrics = self._make_metrics()
-        self._observers: list[Observer] = [RequestLog(log, quiet=_QUIET)]
-        if self._metrics is not None:
-            self._observers.append(self._metrics.requests)
+        self._accounts = Accounts(runtime, log, self._scheduler, on_hold=self._on_hold)
         self._app = App(
             runtime,
             self._scheduler,
             door=access.door,
             log=log,
-            observers=self._observers,
-            metrics=self._metrics,
+            observers=self._accounts.observers,
+            metrics=self._accounts.metrics,
         )
         self._server: EdgeServer = make_server(
             self._app,
@@ -103,6 +97,13 @@ class Service:
                 "listen", host=settings.host, port=settings.port, problem=error.strerror or str(error)
             )
             return exits.LISTEN
+        try:
+            self._accounts.open()
+        except AuditError as error:
+            self._log.error("audit", problem=error)
+            probe.close()
+            listener.close()
+            return exits.AUDIT
         self._log_start(port)
         if settings.grpc.enabled and (code := await self._start_grpc()) != exits.OK:
             probe.close()
@@ -124,22 +125,13 @@ class Service:
                 await self._grpc.stop()
             if self._prompts is not None:
                 self._prompts.close()
-            if self._metrics is not None:
-                self._metrics.close()
         is_over = await asyncio.to_thread(self._scheduler.close, _LAST_PASS_S)
+        await asyncio.to_thread(self._accounts.close)
         self._log.info("stopped", code=self._code, seconds=time.monotonic() - self._started)
         if not is_over:
             # The thread is inside a forward pass, which nothing can interrupt; the process can end without it.
             os._exit(self._code)
         return self._code
-
-    def _make_metrics(self) -> Metrics | None:
-        if not self._runtime.server.metrics.enabled:
-            return None
-        # 3 MB of memory, which a device without Prometheus keeps.
-        from edgeserve.metrics.exposition import Metrics  # noqa: PLC0415
-
-        return Metrics(self._runtime, self._scheduler, quiet=_QUIET)
 
     async def _start_grpc(self) -> int:
         """Listen for gRPC.
@@ -160,7 +152,7 @@ class Service:
             self._scheduler,
             access=self._access,
             log=self._log,
-            observers=self._observers,
+            observers=self._accounts.observers,
         )
         host, port = self._runtime.server.host, self._runtime.server.grpc.port
         try:
@@ -188,18 +180,24 @@ class Service:
 
     def _on_change(self) -> None:
         state = self._scheduler.state
-        if state is State.READY and self._prompts is not None:
+        # Held back, it is ready all the same: it serves as soon as the audit log can be written.
+        if state in {State.READY, State.AUDIT_FAILED} and self._prompts is not None:
             from edgeserve.generate import Generator  # noqa: PLC0415 - brings Jinja, loaded by now
 
             generator = Generator(self._scheduler, self._prompts)
             self._app.open(generator)
             if self._grpc is not None:
                 self._grpc.open(generator)
+                self._grpc.show(is_ready=state is State.READY)
             self._log_ready()
         elif state is State.FAILED:
             self._log.error("engine-failed", problem=self._scheduler.failure)
             self._code = self._failure_code
             self._server.should_exit = True
+
+    def _on_hold(self) -> None:
+        if self._grpc is not None and self._scheduler.state in {State.READY, State.AUDIT_FAILED}:
+            self._grpc.show(is_ready=self._scheduler.state is State.READY)
 
     def _on_signal(self, number: int) -> None:
         self._signals += 1

@@ -265,6 +265,47 @@ class GrpcSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings:
+    """What is written down of requests, in `server.state_dir`."""
+
+    enabled: bool = _flag(default=False, doc="Whether an audit log is kept", env="EDGE_AUDIT")
+    required: bool = _flag(
+        default=False,
+        doc="Whether requests are refused while the audit log cannot be written",
+        env="EDGE_AUDIT_REQUIRED",
+    )
+    prompts: bool = _flag(
+        default=False, doc="Whether the log holds prompts in the clear", env="EDGE_AUDIT_PROMPTS"
+    )
+    sync: str = _text(
+        "checkpoint",
+        "What is brought to the disk at once: each line, or each checkpoint and what precedes it",
+        choices=("line", "checkpoint"),
+        env="EDGE_AUDIT_SYNC",
+    )
+    checkpoint_lines: int = _integer(
+        100, "Lines after which a checkpoint is signed", low=1, high=10_000, env="EDGE_AUDIT_CHECKPOINT_LINES"
+    )
+    checkpoint_s: int = _integer(
+        60,
+        "Seconds after which a checkpoint is signed, if anything was written",
+        low=1,
+        high=86400,
+        env="EDGE_AUDIT_CHECKPOINT_S",
+    )
+    file_bytes: int = _integer(
+        8 << 20, "Size at which a new file is begun", low=1 << 16, high=1 << 28, env="EDGE_AUDIT_FILE_BYTES"
+    )
+    total_bytes: int = _integer(
+        64 << 20,
+        "Size of all files beyond which the oldest goes; at least twice that of one",
+        low=1 << 17,
+        high=1 << 40,
+        env="EDGE_AUDIT_TOTAL_BYTES",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """Where and for how long the server listens."""
 
@@ -288,6 +329,7 @@ class ServerSettings:
     access: AccessSettings = _section(AccessSettings, "Who may use the server")  # noqa: RUF009 - makes a field
     grpc: GrpcSettings = _section(GrpcSettings, "The gRPC interface")  # noqa: RUF009 - makes a field
     limits: LimitSettings = _section(LimitSettings, "What one client may ask for")  # noqa: RUF009 - makes a field
+    audit: AuditSettings = _section(AuditSettings, "What is written down of requests")  # noqa: RUF009 - makes a field
     metrics: MetricsSettings = _section(MetricsSettings, "What Prometheus may read")  # noqa: RUF009 - makes a field
 
 

@@ -119,6 +119,8 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         ({"engine": {"past_context": "shift", "keep_tokens": 1024}}, "engine.keep_tokens"),
         ({"server": {"limits": {"window_tokens": 99, "window_stride_tokens": 100}}},
          "server.limits.window_stride_tokens"),
+        ({"server": {"audit": {"enabled": True}}}, "server.audit.enabled"),
+        ({"server": {"audit": {"file_bytes": 1 << 20, "total_bytes": 1 << 20}}}, "server.audit.total_bytes"),
     ],
 )  # fmt: skip
 def test_keys_that_contradict_each_other(tmp_path: Path, change: dict[str, Any], key: str) -> None:

@@ -107,6 +107,10 @@ class GrpcServer:
         self._inference.open(generator)
         self._health.set(is_ready=True)
 
+    def show(self, *, is_ready: bool) -> None:
+        """Tell those who watch the health whether calls are taken now."""
+        self._health.set(is_ready=is_ready)
+
     def drain(self, seconds: float) -> None:
         """Take no calls from now on, and stop when those that run are over or the time is up."""
         self._health.set(is_ready=False)

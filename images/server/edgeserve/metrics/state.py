@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,6 +16,9 @@ from edgeserve import __version__
 from edgeserve.kernel import read_cpu_seconds, read_temperatures
 from edgeserve.scheduler import NotServingError, Scheduler, State
 from edgeserve.settings import Runtime
+
+if TYPE_CHECKING:
+    from edgeserve.audit.trail import Trail
 
 
 class ServerState(Collector):
@@ -82,6 +86,32 @@ class DeviceState(Collector):
             temperature.add_metric((one.zone, one.kind), one.celsius)
         if temperature.samples:
             yield temperature
+
+
+class AuditState(Collector):
+    """Whether the audit log is sound, and where it was signed last: kept elsewhere, that shows when its end is cut off."""
+
+    def __init__(self, trail: Trail) -> None:
+        self._trail = trail
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what there is now."""
+        state = self._trail.state
+        yield _gauge("audit_sound", "1 while everything that should be in the audit log is", state.is_sound)
+        yield CounterMetricFamily(
+            "edgeserve_audit_lost_lines", "Lines that could not be written in time", state.lost_lines
+        )
+        standing = state.standing
+        if standing is None:
+            return
+        yield _gauge("audit_line", "Number of the last line", standing.head.line)
+        yield _gauge("audit_size_bytes", "Size of all files of the log", standing.size_bytes)
+        yield _gauge("audit_checkpoint_line", "Number of the last signed line", standing.checkpoint.line)
+        yield _gauge(
+            "audit_checkpoint_digest",
+            "The first 52 bits of that line's SHA-256: 13 hexadecimal digits, and a number that no reader rounds",
+            int(standing.checkpoint.digest[:13], 16),
+        )
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
