@@ -262,6 +262,14 @@ def test_context_beyond_the_training_is_a_warning(llama_host: Path, tiny_model: 
         assert "warning context tokens=4096 trained_tokens=2048" in server.log
 
 
+def test_no_more_threads_than_cores(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    overrides = {"engine.threads": cores + 3, "engine.batch_threads": cores + 5}
+    with running_server(llama_host, tmp_path, tiny_model, overrides) as server:
+        server.wait_for(rf" warning threads wanted={cores + 3} cores={cores}")
+        server.wait_for(rf" ready .* threads={cores} ")
+
+
 def test_many_cancelled_requests_leave_no_memory(
     llama_host: Path, scripted_model: Path, tmp_path: Path
 ) -> None:

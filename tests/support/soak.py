@@ -1,7 +1,10 @@
 """A soak: many requests from many clients, a tenth of which leave midway, and what the server is like afterwards."""
 
+import http.client
 import random
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from tests.support.load import Answer, Call, run_calls
@@ -12,6 +15,7 @@ REQUESTS = 1000
 GROWTH = 0.05
 _LEAVES_EVERY = 10
 _OUTPUT_TOKENS = 24
+_SETTLES_S = 5.0
 
 
 def soak(port: int, *, model: str, requests: int = REQUESTS, seed: int = 0) -> list[Answer]:
@@ -33,12 +37,24 @@ def soak(port: int, *, model: str, requests: int = REQUESTS, seed: int = 0) -> l
     return stayed
 
 
-def all_slots_answer(port: int, *, model: str, slots: int, output_tokens: int) -> bool:
-    """Ask for long answers, one for each slot, and say whether each begins before any ends: then no slot was held."""
-    document = {"model": model, "prompt": "a", "max_tokens": output_tokens, "temperature": 1}
-    answers = run_calls(port, [Call(document=document)] * slots, clients=slots)
-    assert all(answer.status == 200 for answer in answers), [answer.describe() for answer in answers]
-    return max(answer.first_s for answer in answers) < min(answer.end_s for answer in answers)
+def under_way(port: int) -> float:
+    """Count the requests that hold a slot or wait for one, by the server's own metrics, once the last has had time to end."""
+    deadline_s = time.monotonic() + _SETTLES_S
+    while True:
+        metrics = _scrape(port)
+        count = metrics["edgeserve_slots_busy"] + metrics["edgeserve_queue_requests"]
+        if not count or time.monotonic() > deadline_s:
+            return count
+        time.sleep(0.05)
+
+
+def _scrape(port: int) -> dict[str, float]:
+    """Read the metrics without labels (Prometheus text format)."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    pairs = (line.split(" ") for line in lines if not line.startswith("#") and "{" not in line)
+    return {name: float(value) for name, value in pairs}
 
 
 def _calls(model: str, requests: int, chance: random.Random) -> Iterator[Call]:

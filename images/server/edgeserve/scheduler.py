@@ -73,19 +73,49 @@ class Place:
 
 
 class _Mailbox:
-    """The outputs of one request that nobody has taken yet: at most its output tokens, so no reader holds up the engine."""
+    """The outputs of one request that nobody has taken yet: at most its output tokens, so no reader holds up the engine.
 
-    __slots__ = ("is_over", "outputs", "wake")
+    Deadlines are timers of the event loop, one each: an `asyncio.timeout` for every token costs more than the token's JSON.
+    """
 
-    def __init__(self) -> None:
-        self.outputs: deque[Output] = deque()
-        self.wake = asyncio.Event()
+    __slots__ = ("_loop", "_outputs", "_timers", "_waiter", "is_over")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._outputs: deque[Output] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._timers: list[asyncio.TimerHandle] = []
         self.is_over = False
 
     def put(self, output: Output) -> None:
-        self.outputs.append(output)
+        """Take an output of the engine."""
         self.is_over = self.is_over or not isinstance(output, Text)
-        self.wake.set()
+        self._add(output)
+
+    def expire_at(self, deadline: float, kind: FaultKind, still: Callable[[], bool] = lambda: True) -> None:
+        """End with a fault at an event loop time, if that still holds then."""
+        self._timers.append(self._loop.call_at(deadline, self._expire, kind, still))
+
+    async def take(self) -> Output:
+        """Wait for the next output."""
+        if not self._outputs:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._outputs.popleft()
+
+    def close(self) -> None:
+        """Forget the deadlines."""
+        for timer in self._timers:
+            timer.cancel()
+
+    def _expire(self, kind: FaultKind, still: Callable[[], bool]) -> None:
+        if still():
+            self._add(Fault(kind=kind))
+
+    def _add(self, output: Output) -> None:
+        self._outputs.append(output)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Scheduler:
@@ -201,23 +231,20 @@ class Scheduler:
         if self._is_aborted or self.state is State.FAILED:
             yield Fault(kind=FaultKind.SHUTTING_DOWN)
             return
-        box = _Mailbox()
+        box = _Mailbox(self._loop)
         job = Job(request, client=client, stops=stops, deliver=box.put)
+        box.expire_at(deadlines.end, FaultKind.DEADLINE)
+        if deadlines.first_token < deadlines.end:
+            # A token whose text is still held back counts as the first one.
+            box.expire_at(deadlines.first_token, FaultKind.FIRST_TOKEN, lambda: not job.first_token_at)
         self._worker.hand_over(job)
         try:
-            while True:
-                while box.outputs:
-                    output = box.outputs.popleft()
-                    if not isinstance(output, Text):
-                        self._learn(output)
-                        yield output
-                        return
-                    yield output
-                fault = await _wait(box, job, deadlines)
-                if fault is not None:
-                    yield fault
-                    return
+            while isinstance(output := await box.take(), Text):
+                yield output
+            self._learn(output)
+            yield output
         finally:
+            box.close()
             if not box.is_over:
                 self._worker.cancel(request.id)
 
@@ -277,28 +304,6 @@ class Scheduler:
     def _become(self, state: State) -> None:
         self._state = state
         self._on_change()
-
-
-async def _wait(box: _Mailbox, job: Job, deadlines: Deadlines) -> Fault | None:
-    """Wait for the next output of a job.
-
-    Returns:
-        What it failed of when none came in time; a token whose text is still held back counts as the first one.
-    """
-    box.wake.clear()
-    if not job.first_token_at and deadlines.first_token < deadlines.end:
-        try:
-            async with asyncio.timeout_at(deadlines.first_token):
-                await box.wake.wait()
-        except TimeoutError:
-            if not job.first_token_at:
-                return Fault(kind=FaultKind.FIRST_TOKEN)
-    try:
-        async with asyncio.timeout_at(deadlines.end):
-            await box.wake.wait()
-    except TimeoutError:
-        return Fault(kind=FaultKind.DEADLINE)
-    return None
 
 
 def _deliver(deliveries: Sequence[Delivery]) -> None:

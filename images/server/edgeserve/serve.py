@@ -248,6 +248,8 @@ class Service:
         facts, expected = self._scheduler.facts, self._runtime.engine.cpu_variant
         if expected and expected != facts.cpu_variant:
             self._log.warning("cpu-variant", expected=expected, loaded=facts.cpu_variant)
+        if self._runtime.engine.threads > facts.threads:
+            self._log.warning("threads", wanted=self._runtime.engine.threads, cores=facts.threads)
         if facts.context_tokens > facts.trained_context_tokens > 0:
             self._log.warning(
                 "context", tokens=facts.context_tokens, trained_tokens=facts.trained_context_tokens

@@ -84,7 +84,11 @@ class EngineSettings:
     )
     slots: int = _integer(1, "Requests generated at the same time", low=1, high=64, env="EDGE_SLOTS")
     threads: int = _integer(
-        0, "Computing threads; 0: one per usable core", low=0, high=512, env="EDGE_THREADS"
+        0,
+        "Computing threads, never more than usable cores; 0: one per usable core",
+        low=0,
+        high=512,
+        env="EDGE_THREADS",
     )
     batch_threads: int = _integer(
         0,

@@ -36,8 +36,10 @@ class LlamaContext:
     def __init__(self, library: Library, model: LlamaModel, settings: EngineSettings) -> None:
         self._library = library
         self._api: Any = library.api
-        self.threads = settings.threads or len(os.sched_getaffinity(0))
-        self.batch_threads = settings.batch_threads or self.threads
+        # Threads wait for each other spinning, several hundred times in a pass: two on one core take turns of milliseconds.
+        cores = len(os.sched_getaffinity(0))
+        self.threads = min(settings.threads or cores, cores)
+        self.batch_threads = min(settings.batch_threads or self.threads, cores)
         self.pointer = self._make(model, settings)
         self._pools = self._attach_pools()
 
