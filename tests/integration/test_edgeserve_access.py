@@ -294,6 +294,16 @@ def test_what_is_missing_or_wrong_has_its_own_exit_code(
         assert problem in server.log
 
 
+def test_who_starts_the_server_has_the_last_word(
+    llama_host: Path, scripted_model: Path, tmp_path: Path
+) -> None:
+    demands = {f"server.access.require_{what}": True for what in ("tls", "certificate", "key")}
+    environment = {f"EDGE_REQUIRE_{what}": "false" for what in ("TLS", "CERTIFICATE", "KEY")}
+    with running_server(llama_host, tmp_path, scripted_model, demands, environment=environment) as server:
+        assert answers(server)
+        assert server.terminate() == 0
+
+
 def test_a_private_key_is_never_logged(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
     site = _site(tmp_path, is_mutual=True)
     with running_server(llama_host, tmp_path, scripted_model, site.settings) as server:

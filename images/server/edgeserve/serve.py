@@ -23,7 +23,7 @@ from edgeserve.audit.errors import AuditError
 from edgeserve.engine.protocol import Engine
 from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
-from edgeserve.http.server import EdgeServer, listen, make_server
+from edgeserve.http.server import EdgeServer, allow_files, listen, make_server
 from edgeserve.loading import load_engine
 from edgeserve.log import Log, bridge_logging
 from edgeserve.preflight.model import ModelCheckError
@@ -88,6 +88,7 @@ class Service:
             The exit code.
         """
         settings = self._runtime.server
+        self._allow_files()
         try:
             listener = listen(settings.host, settings.port)
             port = listener.getsockname()[1]
@@ -239,6 +240,17 @@ class Service:
             client_requests=limits.client_requests,
         )
         self._log_access()
+
+    def _allow_files(self) -> None:
+        connections = self._runtime.server.limits.connections
+        missing = allow_files(connections)
+        if missing:
+            self._log.warning(
+                "open-files",
+                connections=connections,
+                missing=missing,
+                note="raise the container's ulimit nofile",
+            )
 
     def _log_access(self) -> None:
         fields = self._access.describe()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
 from typing import Final, cast
@@ -14,6 +15,8 @@ from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
 
 _BACKLOG: Final = 128
+# Connections being turned away (asyncio accepts as many at once as may be waiting, twice), and what is no connection.
+_OTHER_FILES: Final = 2 * _BACKLOG + 64
 
 
 class EdgeServer(uvicorn.Server):
@@ -69,6 +72,21 @@ def make_server(app: App, gate: Gate, *, shutdown_s: float) -> EdgeServer:
         timeout_graceful_shutdown=max(1, round(shutdown_s)),
     )
     return EdgeServer(config, gate)
+
+
+def allow_files(connections: int) -> int:
+    """Raise the soft limit of open files to what the connections need, as far as the hard limit lets.
+
+    Returns:
+        How many are missing still; 0 is well.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = connections + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return 0
+    most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    return need - max(soft, most)
 
 
 def listen(host: str, port: int) -> socket.socket:
