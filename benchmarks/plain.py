@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgebuild.oci.layer import Role
 from edgebuild.oci.layout import read_layout
-from edgebuild.smoke import unpack
+from edgebuild.unpacking import unpack
 from tests.support.peers.docker import DockerDaemon, running_dockerd
 from tests.support.peers.registry import Registry
 

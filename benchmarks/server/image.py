@@ -14,7 +14,7 @@ from benchmarks.bench import Bench
 from benchmarks.measuring import status_bytes
 from edgebuild.oci.layout import read_layout
 from edgebuild.sandbox import sandbox_argv
-from edgebuild.smoke import unpack
+from edgebuild.unpacking import unpack
 from tests.support.peers.tool import wait_until
 
 PROFILE = "x86"

@@ -6,13 +6,15 @@
 Nothing has a name before the last step, and a layout takes effect when the checker has read it back, so whatever fails leaves the layout and the registry's tags as they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgebuild import __version__
 from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
+from edgebuild.bench.native import bench_image
+from edgebuild.bench.result import BenchResult
 from edgebuild.contents import make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
 from edgebuild.errors import ImageError, PlanError, UsageError
@@ -270,13 +272,46 @@ def test_layout(
     Raises:
         ImageError: An image is missing, or does not start, answer, choose the right variant or stop.
     """
+    images = _images(path, profiles)
+    engine = _open_engine(options, ((EMULATOR, Platform.of_machine(context.host.machine)),), context)
+    return tuple((image, test_image(image, engine=engine, context=context)) for image in images)
+
+
+def bench_layout(path: Path, profile: str | None, arguments: Sequence[str], context: Context) -> BenchResult:
+    """Have one image of a layout measure itself on this machine.
+
+    Args:
+        path: The layout.
+        profile: Which image; None takes the only one that this machine can run.
+        arguments: Arguments of `edgeserve bench`.
+        context: This machine, the store and progress.
+
+    Raises:
+        ImageError: There is no such image, or it does not run.
+        UsageError: Several could be meant.
+    """
+    images = _images(path, () if profile is None else (profile,))
+    here = Platform.of_machine(context.host.machine)
+    # If none runs here, the first one says why.
+    chosen = [image for image in images if image.platform == here] or list(images[:1])
+    if len(chosen) > 1:
+        names = ", ".join(image.profile for image in chosen)
+        raise UsageError(
+            f"{path} holds several images that run here: {names}", hint="choose one with --profile"
+        )
+    with context.store.workplace("bench") as scratch:
+        return bench_image(
+            chosen[0], arguments, scratch=scratch, host=context.host, progress=context.progress
+        )
+
+
+def _images(path: Path, profiles: tuple[str, ...]) -> tuple[Image, ...]:
+    """Read the images of a layout that are for `profiles`, or all where none is named."""
     images = read_layout(path).index().images
     known = {image.profile: image for image in images}
     if missing := [name for name in profiles if name not in known]:
         raise ImageError(f"{path} holds no image for {missing[0]!r}", hint=f"it holds {', '.join(known)}")
-    engine = _open_engine(options, ((EMULATOR, Platform.of_machine(context.host.machine)),), context)
-    chosen = tuple(image for image in images if not profiles or image.profile in profiles)
-    return tuple((image, test_image(image, engine=engine, context=context)) for image in chosen)
+    return tuple(image for image in images if not profiles or image.profile in profiles)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from edgebuild.process import find_program, run
 
 _HINT = "allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0), run as root, or leave the check out with --no-test"
 _PROBE_TIMEOUT_S = 20.0
+_MOUNT_POINTS = ("dev", "proc", "sys")
 
 # Options of the mount that holds the folder are repeated, since the kernel refuses to drop nosuid and the like from
 # inside a user namespace (mount_namespaces(7), "locked").
@@ -23,6 +24,7 @@ options=$(findmnt --noheadings --output VFS-OPTIONS --target "$root" | tr , '\\n
 mount --bind "$root" "$root"
 mount --rbind /dev "$root/dev"
 mount --rbind /proc "$root/proc"
+mount --rbind /sys "$root/sys"
 mount -o "remount,bind,${options}ro" "$root"
 """
 _AS_ROOT = _MOUNT + 'exec chroot --userspec="$uid:$gid" "$root" "$@"\n'
@@ -37,10 +39,10 @@ def sandbox_argv(root: Path, argv: Sequence[str], *, uid: str, gid: str) -> list
     """Wrap a command so that it runs with `root` as its read-only root folder.
 
     The process started becomes the command itself: its signals and exit code are the command's. It shares the network
-    and has the host's /dev and /proc.
+    and has the host's /dev, /proc and /sys.
 
     Args:
-        root: Absolute folder, owned by this user, that holds empty folders dev and proc.
+        root: Absolute folder, owned by this user, that has been through `make_mount_points`.
         argv: Command inside the folder.
         uid: Numeric user.
         gid: Numeric group.
@@ -49,6 +51,12 @@ def sandbox_argv(root: Path, argv: Sequence[str], *, uid: str, gid: str) -> list
         (["--mount"], _AS_ROOT) if _is_root() else (["--user", "--map-root-user", "--mount"], _AS_USER)
     )
     return ["unshare", *namespaces, "--", "sh", "-c", script, "sandbox", str(root), uid, gid, *argv]
+
+
+def make_mount_points(root: Path) -> None:
+    """Make the empty folders over which the namespace mounts, while the root can be written."""
+    for name in _MOUNT_POINTS:
+        (root / name).mkdir(exist_ok=True)
 
 
 def sandbox_environment(host: Host) -> dict[str, str]:

@@ -22,6 +22,10 @@ _COMMANDS = {
         "edgebuild.cli.test",
         "Start the images of a layout on their processor models and ask a question.",
     ),
+    "bench": (
+        "edgebuild.cli.bench",
+        "Measure an image on this machine, or take a device's result; compare it.",
+    ),
     "check": ("edgebuild.cli.check", "Read a layout back and check every byte and rule."),
     "keys": ("edgebuild.cli.keys", "Make key pairs for signing."),
     "sign": ("edgebuild.cli.sign", "Sign an image in a registry or layout."),

@@ -1,0 +1,1 @@
+"""What images measure of themselves: run where they run, kept, and compared."""
