@@ -92,17 +92,23 @@ def test_counts_what_happens(llama_host: Path, scripted_model: Path, tmp_path: P
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-def test_the_page_names_every_metric(tiny_server: ServerProcess) -> None:
+def test_the_page_names_every_metric(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text("utf-8")
     named = set(re.findall(r"`(edgeserve_[a-z_]+)`", page))
-    text = _scrape(tiny_server)[2]
+    settings = {
+        "server.audit.enabled": True,
+        "server.audit.required": True,
+        "server.state_dir": str(tmp_path),
+    }
+    with running_server(llama_host, tmp_path, tiny_model, settings) as server:
+        text = _scrape(server)[2]
     families = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in text_string_to_metric_families(text)
     }
     found = {name for name in families if name.startswith("edgeserve_")}
-    # A device without sensors has no temperatures, one without requests no requests.
     assert found <= named
+    # A device without sensors has no temperatures; requests without a series have none yet.
     assert named - found <= {"edgeserve_device_temperature_celsius", "edgeserve_requests_total"}
 
 
