@@ -135,6 +135,7 @@ def _settings(image: Image, *, port: int, cores: int) -> dict[str, str]:
         "EDGE_THREADS": str(max(1, cores - 1)),
         # The device has the memory of the plan; this machine need not.
         "EDGE_MEMORY_CHECK": "warn",
+        "EDGE_MLOCK": "false",
         # What the device mounts is not here; that the server insists on it is tested where it can be.
         "EDGE_REQUIRE_TLS": "false",
         "EDGE_REQUIRE_CERTIFICATE": "false",

@@ -103,6 +103,24 @@ def test_clients_take_turns(llama_host: Path, scripted_model: Path, tmp_path: Pa
     assert "127.0.0.2" in done[:2]
 
 
+def test_a_client_that_fills_the_queue_makes_room_for_another(
+    llama_host: Path, scripted_model: Path, tmp_path: Path
+) -> None:
+    with running_server(
+        llama_host, tmp_path, scripted_model, _ENDLESS | {"server.limits.queue": 2}
+    ) as server:
+        busy = _Request(server, _LOOP | {"stream": True, "max_tokens": 60000})
+        busy.first_event()
+        waiting = [_Request(server, _GO), _Request(server, _GO)]
+        time.sleep(0.5)
+        other = _Request(server, _GO, address="127.0.0.2")
+        status, document, headers = waiting.pop().answer()
+        assert (status, document["error"]["code"]) == (429, "queue_full")
+        assert 1 <= int(headers["retry-after"]) <= 60
+        busy.close()
+        assert [request.answer()[0] for request in (other, *waiting)] == [200, 200]
+
+
 def test_no_token_in_time(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
     overrides = _ENDLESS | {"server.limits.first_token_s": 1}
     with running_server(llama_host, tmp_path, scripted_model, overrides) as server:

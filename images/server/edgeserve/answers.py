@@ -13,6 +13,7 @@ class FaultKind(StrEnum):
 
     ENGINE = "engine"
     SHUTTING_DOWN = "shutting_down"
+    CROWDED_OUT = "crowded_out"
     FIRST_TOKEN = "first_token"  # noqa: S105 - a word of inference, not of access
     DEADLINE = "deadline"
 
@@ -40,9 +41,10 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """The answer cannot be completed."""
+    """The answer cannot be completed; `retry_after_s` is when it may be worth another try, 0 where unknown."""
 
     kind: FaultKind
+    retry_after_s: int = 0
 
 
 Output = Text | End | Fault

@@ -98,6 +98,8 @@ def from_fault(fault: Fault) -> ApiError:
     """Make the error for an answer that could not be completed."""
     if fault.kind is FaultKind.SHUTTING_DOWN:
         return _stopping()
+    if fault.kind is FaultKind.CROWDED_OUT:
+        return queue_full(QueueFullError(fault.retry_after_s))
     if fault.kind is FaultKind.FIRST_TOKEN:
         message = "No token was generated within the time that this server allows."
         return ApiError(504, message, kind="server_error", code="first_token_timeout", headers=NO_RETRY)

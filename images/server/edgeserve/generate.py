@@ -49,12 +49,11 @@ class Generator:
         Raises:
             ApiError: The request cannot be admitted; nothing was yielded.
         """
-        client = record.client.account
-        place = self._reserve(client)  # 1
+        place = self._reserve(record.client.account)  # 1
         try:
             call = await self._with_grammar(call, deadlines)  # 2
             windows = await self._prepare(call, deadlines, record)
-            outputs = self._answer(call.generation, windows, request_id, deadlines, client)  # 3
+            outputs = self._answer(call.generation, windows, request_id, deadlines, place)  # 3
             async with aclosing(outputs):
                 async for output in outputs:
                     if isinstance(output, End):
@@ -116,13 +115,19 @@ class Generator:
         return windows
 
     def _answer(
-        self, generation: Generation, windows: Windows, request_id: str, deadlines: Deadlines, client: str
+        self, generation: Generation, windows: Windows, request_id: str, deadlines: Deadlines, place: Place
     ) -> AsyncGenerator[Output, None]:
         prompts, wanted, field = windows.prompts, generation.output_tokens, generation.output_field
+        later = dataclasses.replace(deadlines, first_token=deadlines.end)
 
-        def generate(request: Request, deadlines: Deadlines) -> AsyncGenerator[Output, None]:
+        def generate(request: Request, number: int) -> AsyncGenerator[Output, None]:
             return self._scheduler.generate(
-                request, client=client, stops=generation.stops, deadlines=deadlines
+                request,
+                client=place.client,
+                stops=generation.stops,
+                deadlines=later if number else deadlines,
+                # An answer that has begun is not taken away any more.
+                place=None if number else place,
             )
 
         if len(prompts) == 1:
@@ -130,7 +135,7 @@ class Generator:
             request = Request(
                 id=request_id, prompt=prompts[0], output_tokens=most, sampling=generation.sampling
             )
-            return generate(request, deadlines)
+            return generate(request, 0)
         most = self._prompts.windows_output_tokens(len(prompts), wanted, field)
         requests = tuple(
             Request(
@@ -141,13 +146,7 @@ class Generator:
             )
             for number, prompt in enumerate(prompts)
         )
-        later = dataclasses.replace(deadlines, first_token=deadlines.end)
-        return answer_windows(
-            requests,
-            lambda request, number: generate(request, later if number else deadlines),
-            output_tokens=most,
-            overlap=windows.overlap,
-        )
+        return answer_windows(requests, generate, output_tokens=most, overlap=windows.overlap)
 
 
 async def _in_time(work: Awaitable[_T], deadlines: Deadlines) -> _T:

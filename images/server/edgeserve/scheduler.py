@@ -59,9 +59,10 @@ class NotServingError(Exception):
 class Place:
     """A place in the queue, held from before the prompt is prepared until the engine is done with the request."""
 
-    __slots__ = ("_free", "_is_held")
+    __slots__ = ("_free", "_is_held", "client")
 
-    def __init__(self, free: Callable[[], None]) -> None:
+    def __init__(self, client: str, free: Callable[[], None]) -> None:
+        self.client = client
         self._free = free
         self._is_held = True
 
@@ -121,8 +122,9 @@ class _Mailbox:
 class Scheduler:
     """Runs one engine for any number of clients; all methods but the `Listener`'s are for the event loop.
 
-    At most `slots` + `queue` requests are under way, and `client_requests` of one client unless that is 0. `on_change`
-    is called on the event loop whenever `state` changes.
+    At most `slots` + `queue` requests are under way, and `client_requests` of one client unless that is 0. Where all
+    places are taken, a client with fewer than another gets the one of the other's newest request that still waits, so
+    that nobody can keep the others out. `on_change` is called on the event loop whenever `state` changes.
     """
 
     def __init__(
@@ -137,8 +139,10 @@ class Scheduler:
     ) -> None:
         self._slots, self._places = slots, slots + queue
         self._taken = 0
-        self._most_of_client = client_requests or self._places
+        self._most_of_client = client_requests or self._places + 1  # which nobody reaches
         self._taken_by: Counter[str] = Counter()
+        # In the order of their arrival, with those that have begun.
+        self._handed_over: dict[Place, tuple[Job, _Mailbox]] = {}
         self._service_s = 1.0
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
@@ -192,18 +196,42 @@ class Scheduler:
 
         Raises:
             ClientLimitError: This client has as many as one may have.
-            QueueFullError: All are taken.
+            QueueFullError: All are taken, and nobody has to make room for this client.
             NotServingError: Requests are not served now.
         """
         if self.state is not State.READY:
             raise NotServingError(self.state)
-        if self._taken >= self._places:
-            raise QueueFullError(self._retry_after_s((self.queued + 1) / self._slots))
         if self._taken_by[client] >= self._most_of_client:
             raise ClientLimitError(self._most_of_client, self._retry_after_s(1))
+        if self._taken >= self._places and not self._crowd_out(client):
+            raise QueueFullError(self._retry_when_full_s())
         self._taken += 1
         self._taken_by[client] += 1
-        return Place(partial(self._free_place, client))
+        return Place(client, partial(self._free_place, client))
+
+    def _crowd_out(self, client: str) -> bool:
+        """End the newest request that waits of the client that has most, if that one has at least two more.
+
+        Returns:
+            Whether a place became free.
+        """
+        waiting = [
+            (self._taken_by[place.client], arrival, place)
+            for arrival, (place, (job, _)) in enumerate(self._handed_over.items())
+            if not job.started_at
+        ]
+        most, _, place = max(waiting, default=(0, 0, None))
+        if place is None or most - self._taken_by[client] < 2:
+            return False
+        job, box = self._handed_over.pop(place)
+        # It may begin at this very moment; its client has heard nothing of it all the same.
+        self._worker.cancel(job.request.id)
+        box.put(Fault(kind=FaultKind.CROWDED_OUT, retry_after_s=self._retry_when_full_s()))
+        place.release()
+        return True
+
+    def _retry_when_full_s(self) -> int:
+        return self._retry_after_s((self.queued + 1) / self._slots)
 
     def _free_place(self, client: str) -> None:
         self._taken -= 1
@@ -216,7 +244,13 @@ class Scheduler:
         return min(_LONGEST_RETRY_S, max(1, math.ceil(rounds * self._service_s)))
 
     async def generate(
-        self, request: Request, *, client: str, stops: Sequence[str], deadlines: Deadlines
+        self,
+        request: Request,
+        *,
+        client: str,
+        stops: Sequence[str],
+        deadlines: Deadlines,
+        place: Place | None = None,
     ) -> AsyncGenerator[Output, None]:
         """Hand a request over and yield its answer as it grows; the last output is an `End` or a `Fault`.
 
@@ -227,6 +261,7 @@ class Scheduler:
             client: Whose turn it takes among those that wait.
             stops: Texts that end the answer and are not part of it.
             deadlines: Event loop times after which the answer is a `Fault`.
+            place: The place that its client may lose to others as long as the request waits; None for one that it keeps.
         """
         if self._is_aborted or self.state is State.FAILED:
             yield Fault(kind=FaultKind.SHUTTING_DOWN)
@@ -238,6 +273,8 @@ class Scheduler:
             # A token whose text is still held back counts as the first one.
             box.expire_at(deadlines.first_token, FaultKind.FIRST_TOKEN, lambda: not job.first_token_at)
         self._worker.hand_over(job)
+        if place is not None:
+            self._handed_over[place] = job, box
         try:
             while isinstance(output := await box.take(), Text):
                 yield output
@@ -245,6 +282,8 @@ class Scheduler:
             yield output
         finally:
             box.close()
+            if place is not None:
+                self._handed_over.pop(place, None)
             if not box.is_over:
                 self._worker.cancel(request.id)
 

@@ -161,6 +161,7 @@ async def _answer(
         client=client,
         stops=stops,
         deadlines=_deadlines(seconds, first_token_s),
+        place=place,
     )
     try:
         async with aclosing(outputs):
@@ -260,6 +261,43 @@ def test_a_client_has_a_limit_of_its_own() -> None:
             scheduler.reserve("one")
             with pytest.raises(ClientLimitError):
                 scheduler.reserve("one")
+
+    _run(test)
+
+
+def test_nobody_keeps_the_others_out_of_a_full_queue() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with _running(engine, queue=3) as scheduler:
+            engine.gate.clear()
+            many = [asyncio.ensure_future(_answer(scheduler, f"a{n}", client="a")) for n in range(5)]
+            await _until(lambda: len(engine.running) == 2)
+            with pytest.raises(QueueFullError):
+                scheduler.reserve("a")
+            # "a" has five places: it loses one to each of the others, and one more to "b", which then has as many.
+            few = [
+                asyncio.ensure_future(_answer(scheduler, name, client=name[0])) for name in ("b0", "c0", "b1")
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFullError):
+                scheduler.reserve("b")
+            with pytest.raises(QueueFullError):
+                scheduler.reserve("c")
+            # Those of "a" have begun, so that a newcomer gets one of "b".
+            few.append(asyncio.ensure_future(_answer(scheduler, "d0", client="d")))
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFullError):
+                scheduler.reserve("e")
+            engine.gate.set()
+            ends = [end for _, end in await asyncio.gather(*many)]
+            assert [isinstance(end, End) for end in ends] == [True, True, False, False, False]
+            answers = await asyncio.gather(*few)
+            assert [text for text, _ in answers] == ["abcde", "abcde", "", "abcde"]
+            for end in (*ends[2:], answers[2][1]):
+                assert isinstance(end, Fault)
+                assert end.kind is FaultKind.CROWDED_OUT
+                assert 1 <= end.retry_after_s <= 60
+            assert not {"a2", "a3", "a4", "b1"} & set(engine.prompts)
+            assert scheduler.queued == 0
 
     _run(test)
 

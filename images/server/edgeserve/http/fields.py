@@ -93,4 +93,8 @@ class Fields:
 
 def is_unicode(text: str) -> bool:
     """Whether the text can be written as UTF-8: no lone surrogates, which JSON can spell."""
-    return not any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -19,6 +19,7 @@ _FAULTS: Final[Mapping[str, str]] = MappingProxyType(
         FaultKind.SHUTTING_DOWN: "unavailable",
         FaultKind.DEADLINE: "timeout",
         FaultKind.FIRST_TOKEN: "timeout",
+        FaultKind.CROWDED_OUT: "limited",
         "internal": "error",
     }
 )
