@@ -160,8 +160,10 @@ def small_group() -> Iterator[Path]:
         folder.mkdir()
     except OSError as error:
         pytest.skip(f"no control group can be made: {error}")
+    limit = folder / ("memory.limit_in_bytes" if group.version == 1 else "memory.max")
     try:
-        limit = folder / ("memory.limit_in_bytes" if group.version == 1 else "memory.max")
+        if not limit.exists():
+            pytest.skip("the memory controller is not handed down to new groups")
         limit.write_text(str(192 << 20))
         yield folder
     finally:
