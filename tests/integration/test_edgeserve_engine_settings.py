@@ -174,6 +174,20 @@ def test_an_answer_goes_on_past_the_context(scripted_model: Path) -> None:
         assert engine.stats().kv_tokens <= 2 * 64
 
 
+@pytest.mark.parametrize(
+    "change", [{"kv_type": "q8_0"}, {"kv_type": "q4_0"}, {"flash_attention": "off"}, {"threads": 2}]
+)
+def test_every_cache_can_be_shifted_and_copied(scripted_model: Path, change: dict[str, Any]) -> None:
+    with _loaded(scripted_model, **_SHIFT | change, slots=2) as engine:
+        first = _request(engine, "first", "la " * 10 + "loop", output_tokens=200)
+        engine.submit(first)
+        while not engine.stats().output_tokens:
+            engine.step()
+        tokens, end = _run(engine, dataclasses.replace(first, id="second"))
+        assert (len(tokens), end.reason) == (200, FinishReason.LENGTH)
+        assert end.cached_tokens == len(first.prompt) - 1
+
+
 def test_a_shifted_cache_answers_as_a_fresh_one(flat_model: Path) -> None:
     with _loaded(flat_model, **_SHIFT) as engine, _loaded(flat_model) as fresh:
         request = _request(engine, "x", "on and on the left at the right", output_tokens=90)
