@@ -4,6 +4,7 @@ The image is built with a model of random weights, unpacked, and its entrypoint 
 by side and take turns; none works while another is asked.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +27,9 @@ _ONE = Asked(streams=1, prompt_tokens=32, output_tokens=192)
 _FOUR = Asked(streams=_SLOTS, prompt_tokens=32, output_tokens=96)
 _FIRST = Asked(streams=1, prompt_tokens=400, output_tokens=2)
 _OURS = "edgeserve"
-_ROUNDS, _STARTS = 5, 5
+_ROUNDS, _STARTS = 7, 5
+# The threads of a server look for more work for a while after its last token.
+_PAUSE_S = 0.5
 
 Samples = dict[tuple[Asked, str], list[float]]
 
@@ -74,16 +77,19 @@ def _take_turns(servers: tuple[Running, ...], loop: Loop, rounds: int) -> Sample
     for number in range(rounds + 1):
         # The first round warms up.
         seed = number + 1
-        taken: Samples = defaultdict(list)
-        for server in servers if number % 2 else reversed(servers):
-            if server.name != LLAMA_CPP_PYTHON:
-                taken[_ONE, server.name].append(ask(server, _ONE, seed=seed).tokens_per_s)
-                taken[_FIRST, server.name].append(ask(server, _FIRST, seed=seed).first_s)
-            taken[_FOUR, server.name].append(ask(server, _FOUR, seed=seed).tokens_per_s)
-        taken[_ONE, BARE_LOOP].append(loop.ask(_ONE, seed=seed))
+        taken: dict[tuple[Asked, str], float] = {}
+        for asked in (_ONE, _FOUR, _FIRST):
+            for server in servers if number % 2 else reversed(servers):
+                if asked is _FOUR or server.name != LLAMA_CPP_PYTHON:
+                    time.sleep(_PAUSE_S)
+                    took = ask(server, asked, seed=seed)
+                    taken[asked, server.name] = took.first_s if asked is _FIRST else took.tokens_per_s
+            if asked is _ONE:
+                time.sleep(_PAUSE_S)
+                taken[_ONE, BARE_LOOP] = loop.ask(_ONE, seed=seed)
         if number:
-            for key, values in taken.items():
-                samples[key] += values
+            for key, value in taken.items():
+                samples[key].append(value)
     return samples
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 _EVENT = re.compile(rb"^data: (.*)$", re.MULTILINE)
 _RECEIVE_BYTES = 1 << 16
+# After the first event a client sleeps until so much has arrived, or the end: on a device it is another machine.
+_WAKE_BYTES = 1 << 14
 _STILL_S = 120.0
 
 
@@ -126,6 +128,8 @@ class _Stream:
             self._events += part.count(b"data: ")
             if self._events and not self._first_s:
                 self._first_s = now_s
+                if not self._call.leaves_after:
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WAKE_BYTES)
             self._has_left = 0 < self._call.leaves_after <= self._events and b"[DONE]" not in part
         if part and not self._has_left:
             return True

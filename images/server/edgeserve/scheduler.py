@@ -6,12 +6,12 @@ import asyncio
 import math
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from enum import StrEnum
 from functools import partial
 from typing import Final
 
 from edgeserve.answers import End, Fault, FaultKind, Output, Text
+from edgeserve.bell import Bell
 from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import Engine, EngineStats, ModelFacts, Request
 from edgeserve.log import Log
@@ -146,6 +146,7 @@ class Scheduler:
         self._service_s = 1.0
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
+        self._bell = Bell(self._loop)
         self._worker = Worker(make_engine, slots=slots, log=log, listener=self)
         self._engine: Engine | None = None
         self._is_aborted = False
@@ -312,24 +313,21 @@ class Scheduler:
         Returns:
             Whether it ended in time.
         """
-        return self._worker.close(timeout_s)
+        is_over = self._worker.close(timeout_s)
+        self._bell.close()
+        return is_over
 
     def on_open(self, engine: Engine) -> None:
         """See `Listener`."""
-        self._post(self._open, engine)
+        self._bell.ring(partial(self._open, engine))
 
     def on_outputs(self, deliveries: Sequence[Delivery]) -> None:
         """See `Listener`."""
-        self._post(_deliver, deliveries)
+        self._bell.ring(partial(_deliver, deliveries))
 
     def on_failure(self, message: str) -> None:
         """See `Listener`."""
-        self._post(self._fail, message)
-
-    def _post(self, call: Callable[..., None], *args: object) -> None:
-        """Have the event loop make a call; a loop that is closed has nobody left to tell."""
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(call, *args)
+        self._bell.ring(partial(self._fail, message))
 
     def _open(self, engine: Engine) -> None:
         self._engine = engine

@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 from edgeserve.answers import End, Text
@@ -14,6 +15,7 @@ from edgeserve.engine.protocol import FinishReason
 from edgeserve.http.logprobs import ChatLogprobs, CompletionLogprobs
 
 DONE: Final = b"data: [DONE]\n\n"
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Shape(Protocol):
@@ -36,7 +38,21 @@ class Shape(Protocol):
 
 def encode_event(document: object) -> bytes:
     """Write one server-sent event (HTML standard, 9.2.6); JSON has no line breaks of its own."""
-    return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _ENCODER.encode(document).encode() + b"\n\n"
+
+
+class _Frame:
+    """The event that every token without log probabilities makes, encoded once but for its text."""
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, event: bytes, placeholder: str) -> None:
+        """Take the event apart at the placeholder that stands for the text, once."""
+        self._before, self._after = event.split(_ENCODER.encode(placeholder).encode())
+
+    def around(self, text: str) -> bytes:
+        """Write the event with a text."""
+        return self._before + _ENCODER.encode(text).encode() + self._after
 
 
 def usage_of(end: End) -> dict[str, Any]:
@@ -54,6 +70,7 @@ class _Parts:
 
     def __init__(self, prefix: str, kind: str, *, fingerprint: str, generation: Generation) -> None:
         self.id = f"{prefix}-{secrets.token_hex(12)}"
+        self._placeholder = f"the text of {self.id}"
         self._wants_usage = generation.wants_usage
         self._wants_logprobs = generation.sampling.logprobs is not None
         self._head: dict[str, Any] = {
@@ -86,6 +103,10 @@ class ChatShape(_Parts):
     ) -> dict[str, Any]:
         return {"index": 0, "delta": delta, "logprobs": self._rendered(texts), "finish_reason": reason}
 
+    @cached_property
+    def _frame(self) -> _Frame:
+        return _Frame(self._event([self._choice({"content": self._placeholder})]), self._placeholder)
+
     def _rendered(self, texts: Sequence[Text]) -> dict[str, Any] | None:
         return self._logprobs.render(texts) if self._wants_logprobs else None
 
@@ -95,7 +116,9 @@ class ChatShape(_Parts):
 
     def part(self, text: Text) -> bytes:
         """See `Shape`."""
-        return self._event([self._choice({"content": text.text}, texts=[text])])
+        if self._wants_logprobs:
+            return self._event([self._choice({"content": text.text}, texts=[text])])
+        return self._frame.around(text.text)
 
     def closing(self, end: End) -> bytes:
         """See `Shape`."""
@@ -126,13 +149,17 @@ class CompletionShape(_Parts):
         text = "".join(text.text for text in texts)
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
+    @cached_property
+    def _frame(self) -> _Frame:
+        return _Frame(self._event([self._choice([Text(text=self._placeholder)])]), self._placeholder)
+
     def opening(self) -> bytes:
         """See `Shape`."""
         return b""
 
     def part(self, text: Text) -> bytes:
         """See `Shape`."""
-        return self._event([self._choice([text])])
+        return self._event([self._choice([text])]) if self._wants_logprobs else self._frame.around(text.text)
 
     def closing(self, end: End) -> bytes:
         """See `Shape`."""
