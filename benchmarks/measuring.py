@@ -145,6 +145,22 @@ def status_bytes(pid: int, name: str) -> int:
     return _field(pid, "status", name)
 
 
+def mapped_bytes(pid: int, file: str) -> int:
+    """Add up the resident pages of a mapped file (proc(5), Rss in smaps).
+
+    Args:
+        pid: The process.
+        file: Its name, without the folder: a process may see another path.
+    """
+    total, is_wanted = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text("utf-8", "replace").splitlines():
+        if not line.split(" ", 1)[0].endswith(":"):  # the head of a mapping
+            is_wanted = line.endswith(f"/{file}")
+        elif is_wanted and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
 def _field(pid: int, file: str, name: str) -> int:
     """Read a size in kB from a file of /proc; 0 when the process is gone."""
     with suppress(OSError):

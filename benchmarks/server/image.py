@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.measuring import status_bytes
+from benchmarks.measuring import mapped_bytes, status_bytes
 from edgebuild.oci.layout import read_layout
 from edgebuild.sandbox import sandbox_argv
 from edgebuild.unpacking import unpack
@@ -78,6 +78,10 @@ class Running:
     def resident_bytes(self) -> int:
         """Its resident memory, shared pages included (proc(5), VmRSS)."""
         return status_bytes(self.pid, "VmRSS:")
+
+    def resident_bytes_without(self, model_file: Path) -> int:
+        """The same without the pages of the mapped model."""
+        return self.resident_bytes - mapped_bytes(self.pid, model_file.name)
 
 
 def make_image(bench: Bench, model: str | Path, name: str) -> Unpacked:

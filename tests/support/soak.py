@@ -31,9 +31,9 @@ def soak(port: int, *, model: str, requests: int = REQUESTS, seed: int = 0) -> l
     stayed = [answer for answer in answers if not answer.has_left]
     failed = [answer for answer in stayed if answer.status != 200 or answer.finish not in {"stop", "length"}]
     assert not failed, f"{len(failed)} of {requests} failed, the first with {failed[0].describe()}"
-    # One whose answer happened to be shorter than it meant to read could not leave.
+    # One whose answer was short, or there as a whole when it looked, could not leave.
     left, wanted = len(answers) - len(stayed), requests // _LEAVES_EVERY
-    assert 0.8 * wanted <= left <= wanted, f"{left} clients left, of {wanted}"
+    assert wanted // 2 <= left <= wanted, f"{left} clients left, of {wanted}"
     return stayed
 
 
