@@ -15,14 +15,22 @@ class Peer:
     Attributes:
         name: The program.
         value: What it took.
-        ratio_at_most: What `Figure.ours` divided by `value` may be at most; None when nothing is promised.
+        ratios: Ours by its, round by round, where both took turns; the machine's own pace, which drifts, is not in them.
+        ratio_at_most: What the ratio may be at most; None when nothing is promised.
         ratio_at_least: What it must be at least.
     """
 
     name: str
     value: float
+    ratios: tuple[float, ...] = ()
     ratio_at_most: float | None = None
     ratio_at_least: float | None = None
+
+    def ratio(self, ours: float) -> float:
+        """Compare: the middle one of the rounds' ratios, or that of the values."""
+        if self.ratios:
+            return median(self.ratios)
+        return ours / self.value if self.value else math.inf
 
     def promise(self) -> str:
         """Say what is promised of the ratio; "" when nothing is."""
@@ -33,7 +41,7 @@ class Peer:
         """Say whether it is kept; "" when nothing is promised."""
         if not self.promise():
             return ""
-        ratio = ours / self.value if self.value else math.inf
+        ratio = self.ratio(ours)
         is_kept = (self.ratio_at_most is None or ratio <= self.ratio_at_most) and (
             self.ratio_at_least is None or ratio >= self.ratio_at_least
         )
@@ -86,7 +94,7 @@ class Figure:
                 {
                     "name": peer.name,
                     "value": round(peer.value, 4),
-                    "ratio": round(self.ours / peer.value, 4) if peer.value else None,
+                    "ratio": round(peer.ratio(self.ours), 4) if peer.value else None,
                     "promise": peer.promise() or None,
                     "verdict": peer.verdict(self.ours) or None,
                 }
@@ -122,7 +130,7 @@ def render(figures: Iterable[Figure]) -> str:
             if peer is None:
                 rows.append((*first, "", "", "", ""))
             else:
-                ratio = f"{figure.ours / peer.value:.2f}" if peer.value else ""
+                ratio = f"{peer.ratio(figure.ours):.2f}" if peer.value else ""
                 promise = f"{peer.promise()} {peer.verdict(figure.ours)}".strip()
                 rows.append((*first, peer.name, format_value(peer.value, figure.unit), ratio, promise))
     header = ("figure", "edgebuild", "at most", "", "peer", "peer's", "ratio", "")

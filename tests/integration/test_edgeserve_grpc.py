@@ -45,7 +45,7 @@ def _over_http(server: ServerProcess, path: str, **body: Any) -> Any:
 class TestAnswers:
     def test_a_text_is_gone_on_with(self, scripted: Client) -> None:
         parts = list(scripted.generate(**GO))
-        assert len(parts) > 3
+        assert len(parts) > 1  # tokens that come quickly share a part
         assert "".join(part.text for part in parts) == "Hello world€ END of story"
         last = parts[-1]
         assert (last.text, last.finish_reason) == ("", pb.FINISH_REASON_STOP)

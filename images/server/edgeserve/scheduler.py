@@ -19,6 +19,7 @@ from edgeserve.worker import Delivery, Job, Worker
 
 _LONGEST_RETRY_S: Final = 60
 _WEIGHT_OF_NEWEST: Final = 0.2
+_SHORT_CHARACTERS: Final = 64
 
 
 class State(StrEnum):
@@ -98,11 +99,18 @@ class _Mailbox:
         self._timers.append(self._loop.call_at(deadline, self._expire, kind, still))
 
     async def take(self) -> Output:
-        """Wait for the next output."""
+        """Wait for the next output; short texts that have come meanwhile are one."""
         if not self._outputs:
             self._waiter = self._loop.create_future()
             await self._waiter
-        return self._outputs.popleft()
+        output = self._outputs.popleft()
+        while isinstance(output, Text) and self._outputs and len(output.text) < _SHORT_CHARACTERS:
+            more = self._outputs[0]
+            if not isinstance(more, Text):
+                break
+            output = Text(text=output.text + more.text, logprobs=output.logprobs + more.logprobs)
+            self._outputs.popleft()
+        return output
 
     def close(self) -> None:
         """Forget the deadlines."""

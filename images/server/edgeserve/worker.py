@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from edgeserve.answers import End, Fault, FaultKind, Output
+from edgeserve.answers import End, Fault, FaultKind, Output, Text
 from edgeserve.engine.protocol import (
     Engine,
     EngineError,
@@ -22,13 +22,15 @@ from edgeserve.engine.protocol import (
     FinishReason,
     Request,
     Sampling,
-    Token,
 )
 from edgeserve.fair_queue import FairQueue
 from edgeserve.log import Log, described
 from edgeserve.transcript import Transcript
 
 _WARM_UP: Final = "warm-up"
+# Tokens that come within this time go to the event loop together: waking it for each would cost a small model, on a device
+# whose cores all compute, several of a hundred tokens per second, and nobody reads that fast.
+_TOGETHER_S: Final = 0.010
 
 
 class Job:
@@ -85,6 +87,8 @@ class Worker:
         # The thread's own.
         self._waiting: FairQueue[Job] = FairQueue()
         self._running: dict[str, Job] = {}
+        self._held: list[Delivery] = []
+        self._sent_at = 0.0
         # Replaced as a whole after every pass, so that any thread may read it.
         self.stats: EngineStats | None = None
 
@@ -154,18 +158,38 @@ class Worker:
             cancelled, self._cancelled = self._cancelled, set()
             is_aborting, is_closing = self._is_aborting, self._is_closing
             self._is_aborting = False
-        deliveries: list[Delivery] = []
         self._drop(engine, cancelled)
         if is_aborting:
-            self._abort(engine, deliveries)
-        if not is_closing:
-            self._admit(engine, deliveries)
-            for event in engine.step():
-                self._take(engine, event, deliveries)
-        self.stats = engine.stats()
-        if deliveries:
-            self._listener.on_outputs(deliveries)
+            self._abort(engine)
+        if is_closing:
+            self.stats = engine.stats()
+            self._send()
+        else:
+            self._admit(engine)
+            self._pass(engine)
         return not is_closing
+
+    def _pass(self, engine: Engine) -> None:
+        """Run one pass; nothing waits for one that computes prompts, which takes long, nor does a first token after it."""
+        computes_prompts = not all(job.first_token_at for job in self._running.values())
+        if computes_prompts:
+            self._send()
+        for event in engine.step():
+            self._take(engine, event)
+        self.stats = engine.stats()
+        if computes_prompts or self._is_due():
+            self._send()
+
+    def _is_due(self) -> bool:
+        """Whether what is held must go: more than text, or text that came long enough after the last."""
+        is_late = time.monotonic() - self._sent_at >= _TOGETHER_S
+        return is_late or not all(isinstance(output, Text) for _, output in self._held)
+
+    def _send(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._sent_at = time.monotonic()
+            self._listener.on_outputs(held)
 
     def _drop(self, engine: Engine, cancelled: set[str]) -> None:
         if not cancelled:
@@ -175,15 +199,15 @@ class Worker:
             if self._running.pop(request_id, None) is not None:
                 engine.cancel(request_id)
 
-    def _abort(self, engine: Engine, deliveries: list[Delivery]) -> None:
+    def _abort(self, engine: Engine) -> None:
         for request_id in self._running:
             engine.cancel(request_id)
         fault = Fault(kind=FaultKind.SHUTTING_DOWN)
-        deliveries.extend((job, fault) for job in (*self._running.values(), *self._waiting))
+        self._held.extend((job, fault) for job in (*self._running.values(), *self._waiting))
         self._running.clear()
         self._waiting.clear()
 
-    def _admit(self, engine: Engine, deliveries: list[Delivery]) -> None:
+    def _admit(self, engine: Engine) -> None:
         while self._waiting and len(self._running) < self._slots:
             job = self._waiting.pop()
             job.started_at = time.monotonic()
@@ -191,31 +215,34 @@ class Worker:
                 engine.submit(job.request)
             except EngineError as error:
                 self._log.error("submit", problem=str(error))
-                deliveries.append((job, Fault(kind=FaultKind.ENGINE)))
+                self._held.append((job, Fault(kind=FaultKind.ENGINE)))
             else:
                 self._running[job.request.id] = job
 
-    def _take(self, engine: Engine, event: Event, deliveries: list[Delivery]) -> None:
+    def _take(self, engine: Engine, event: Event) -> None:
         job = self._running.get(event.request_id)
         if job is None:
             return
         if isinstance(event, Finish):
             rest = job.transcript.finish()
             if rest is not None:
-                deliveries.append((job, rest))
-            self._end(job, event, deliveries)
+                self._held.append((job, rest))
+            self._end(job, event)
             return
-        _take_token(job, event, deliveries)
+        job.first_token_at = job.first_token_at or time.monotonic()
+        text = job.transcript.feed(event)
+        if text is not None:
+            self._held.append((job, text))
         if job.transcript.is_stopped:
             # None where this very token was the last one allowed: its `Finish` follows.
             finish = engine.cancel(event.request_id)
             if finish is not None:
-                self._end(job, finish, deliveries)
+                self._end(job, finish)
 
-    def _end(self, job: Job, finish: Finish, deliveries: list[Delivery]) -> None:
+    def _end(self, job: Job, finish: Finish) -> None:
         del self._running[finish.request_id]
         if finish.reason is FinishReason.FAILED:
-            deliveries.append((job, Fault(kind=FaultKind.ENGINE)))
+            self._held.append((job, Fault(kind=FaultKind.ENGINE)))
             return
         now, since = time.monotonic(), job.submitted_at
         end = End(
@@ -227,7 +254,7 @@ class Worker:
             first_token_s=(job.first_token_at or now) - since,
             total_s=now - since,
         )
-        deliveries.append((job, end))
+        self._held.append((job, end))
 
     def _give_up(self, message: str) -> None:
         with self._inbox:
@@ -235,15 +262,9 @@ class Worker:
             self._arrived.clear()
         self._running.clear()
         self._waiting.clear()
+        self._send()
         self._listener.on_failure(message)
         self._listener.on_outputs(tuple((job, Fault(kind=FaultKind.ENGINE)) for job in jobs))
-
-
-def _take_token(job: Job, event: Token, deliveries: list[Delivery]) -> None:
-    job.first_token_at = job.first_token_at or time.monotonic()
-    text = job.transcript.feed(event)
-    if text is not None:
-        deliveries.append((job, text))
 
 
 def _warm_up(engine: Engine) -> None:

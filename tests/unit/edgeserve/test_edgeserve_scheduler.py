@@ -2,8 +2,9 @@
 
 import asyncio
 import dataclasses
+import string
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -196,6 +197,41 @@ def test_answers() -> None:
             assert isinstance(end, End)
             assert (end.reason, end.output_tokens) == (FinishReason.LENGTH, 5)
             assert 0 <= end.queued_s <= end.first_token_s <= end.total_s
+
+    _run(test)
+
+
+def _letters(scheduler: Scheduler, count: int) -> AsyncGenerator[Output, None]:
+    return scheduler.generate(
+        _request("x", count),
+        client="one",
+        stops=(),
+        deadlines=_deadlines(10, 10),
+        place=scheduler.reserve("one"),
+    )
+
+
+def test_tokens_that_come_quickly_share_a_part() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with _running(engine) as scheduler:
+            parts = [output.text async for output in _letters(scheduler, 520) if isinstance(output, Text)]
+            assert "".join(parts) == string.ascii_lowercase * 20
+            assert len(parts) < 260
+
+    _run(test)
+
+
+def test_tokens_that_come_slowly_come_alone() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with _running(engine) as scheduler:
+            engine.gate.clear()
+            async with aclosing(_letters(scheduler, 5)) as outputs:
+                for letter in "abcd":
+                    part = asyncio.ensure_future(anext(outputs))
+                    await asyncio.sleep(0.05)
+                    engine.gate.set()  # one step
+                    engine.gate.clear()
+                    assert await part == Text(text=letter)
 
     _run(test)
 

@@ -28,8 +28,8 @@ _MAX_THREADS: Final = 512  # GGML_MAX_N_THREADS, ggml.h
 # How long a thread looks for the next pass before it sleeps, in 131 072 rounds (ggml-cpu.c, ggml_graph_compute_poll_for_work): a
 # few milliseconds, enough between two tokens. ggml's own 50 keep a core busy for a tenth of a second after each answer.
 _POLL: Final = 1
-# On a device with as many cores as computing threads, the event loop finds its core the sooner.
-_NICE: Final = 1
+# Where all cores compute, the event loop gets one at once and has its few instructions done the sooner.
+_NICE: Final = 10
 _LEVEL_WARNING, _LEVEL_ERROR, _LEVEL_CONTINUATION = 3, 4, 5  # enum ggml_log_level, ggml.h
 
 
