@@ -43,7 +43,7 @@ class TestBadInput:
         (folder / "header.gguf").write_bytes(whole[:1000])
         for model in ("gone.gguf", "text.gguf", "empty.gguf", "short.gguf", "header.gguf", folder):
             self._refused(edgebuild, 4, "--profile", "x86", "--model", model)
-        self._refused(edgebuild, 4, "--profile", "x86", "--model", "https://example.com/model.gguf")
+        self._refused(edgebuild, 2, "--profile", "x86", "--model", "https://example.com/model.gguf")
 
     def test_model_that_is_too_big(self, edgebuild: Edgebuild, demo_model: Path) -> None:
         (edgebuild.folder / "tiny.yaml").write_text(

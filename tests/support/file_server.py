@@ -21,6 +21,7 @@ class Page:
         redirect: Where to go instead, or "".
         headers: Sent with every answer.
         stalls: Number of bytes after which each of the next answers says nothing more until the server ends.
+        silent_from: Where answers that begin there or later say nothing but their head, or -1.
         lives: Answers after which it is refused with 403, or -1.
         token: Bearer token that is asked for, or "".
     """
@@ -34,6 +35,7 @@ class Page:
     redirect: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     stalls: list[int] = field(default_factory=list)
+    silent_from: int = -1
     lives: int = -1
     token: str = ""
 
@@ -112,6 +114,10 @@ class FileServer:
         if asked:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(page.body)}"
         _send_head(handler, 206 if asked else 200, end - begin, headers)
+        if 0 <= page.silent_from <= begin:
+            handler.wfile.flush()
+            self.ended.wait()
+            return
         rest = memoryview(page.body)[begin:end]
         for ends in (page.cuts, page.stalls):
             if ends:

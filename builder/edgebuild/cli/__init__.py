@@ -1,6 +1,7 @@
 """The command line: click and rich, one module a command. Only here are the environment, the clock and exits met."""
 
 import importlib
+import signal
 import sys
 from typing import Any
 
@@ -84,6 +85,8 @@ def main() -> None:
         code = _run(sys.argv[1:])
     except BrokenPipeError:
         code = NOBODY_READS
+    # All is said: another Ctrl-C, meant for what has just ended, must not take its exit code away.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code == NOBODY_READS:
         lead_nowhere(sys.stdout)
         lead_nowhere(sys.stderr)
