@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.asking import answers
 from tests.support.llama import SERVER, ServerProcess, running_server
 
 _PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -80,6 +82,18 @@ def test_the_page_works(
     with running_server(llama_host, tmp_path, scripted_model, settings) as server:
         assert '"object":"list"' in _curl(server, made, number)
         server.wait_for(f"client={client} status=200")
+
+
+def test_strict_clients_take_the_pages_certificates(
+    made: Path, llama_host: Path, scripted_model: Path, tmp_path: Path
+) -> None:
+    """Python 3.13 and later want more of a certificate than curl does."""
+    context = ssl.create_default_context(cafile=made / "authority.crt")
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.load_cert_chain(made / "robot.crt", made / "robot.key")
+    settings = {"server.access.tls_folder": str(made / "tls")}
+    with running_server(llama_host, tmp_path, scripted_model, settings) as server:
+        assert answers(server, context=context)
 
 
 def test_the_page_names_every_variable_right() -> None:

@@ -30,8 +30,8 @@ class Answer:
 def connect(server: ServerProcess, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
     """Make a connection, with TLS if there is a context."""
     if context is None:
-        return http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    return http.client.HTTPSConnection("127.0.0.1", server.port, timeout=30, context=context)
+        return http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    return http.client.HTTPSConnection("127.0.0.1", server.port, timeout=120, context=context)
 
 
 def ask_on(

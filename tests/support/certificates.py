@@ -12,6 +12,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+_SIGNING = x509.KeyUsage(
+    key_cert_sign=True, crl_sign=True, digital_signature=False, content_commitment=False, key_encipherment=False,
+    data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 _DAY = dt.timedelta(days=1)
 
 
@@ -44,6 +48,8 @@ class Authority:
             .not_valid_before(now - _DAY)
             .not_valid_after(now + 30 * _DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNING, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
 
@@ -80,6 +86,10 @@ class Authority:
             .not_valid_before(now - 10 * _DAY)
             .not_valid_after(now - _DAY if is_expired else now + 10 * _DAY)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -105,6 +115,8 @@ def client_context(
         version: The only version to speak.
     """
     context = ssl.create_default_context(cadata=authority.certificate.decode())
+    # As Python 3.13 does by itself.
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
     if version is not None:
         context.minimum_version = context.maximum_version = version
     if shown is not None:
