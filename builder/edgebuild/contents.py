@@ -68,6 +68,7 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
         "server": {
             "host": "0.0.0.0",  # noqa: S104 - inside a container, whose network decides who reaches it
             "port": profile.server.port,
+            "grpc": {"enabled": profile.server.grpc, "port": profile.server.grpc_port},
             "state_dir": STATE_FOLDER,
             "limits": {
                 "body_bytes": limits.body,
@@ -164,8 +165,13 @@ Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fi
 {rows}
 | **all** | | {format_bytes(fit.need_bytes)} |
 
-The server listens on port {plan.profile.server.port}: `POST /v1/chat/completions`, `GET /readyz`.
+The server listens on port {plan.profile.server.port}: `POST /v1/chat/completions`, `GET /readyz`.{_grpc_line(plan)}
 """
+
+
+def _grpc_line(plan: BuildPlan) -> str:
+    server = plan.profile.server
+    return f" gRPC on port {server.grpc_port}: `edge.v1.InferenceService`." if server.grpc else ""
 
 
 def _source_line(plan: BuildPlan) -> str:

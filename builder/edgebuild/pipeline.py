@@ -40,6 +40,7 @@ from edgebuild.plan import (
     make_plan,
     make_run,
     notes,
+    software_roles,
 )
 from edgebuild.profile import DeviceProfile
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
@@ -140,8 +141,11 @@ def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:
 def _needed(request: ImageRequest, context: Context, *, quantizes: bool) -> tuple[tuple[str, Platform], ...]:
     """List the artifacts that the build is going to use."""
     here = Platform.of_machine(context.host.machine)
-    platforms = dict.fromkeys(profile.oci_platform for profile in request.profiles)
-    needed = [(name, platform) for platform in platforms for name in ARTIFACTS.values()]
+    needed = [
+        (ARTIFACTS[role], profile.oci_platform)
+        for profile in request.profiles
+        for role in software_roles(profile)
+    ]
     needed += [(ARTIFACTS[Role.ENGINE], here)] if quantizes else []
     needed += [(EMULATOR, here)] if request.is_tested else []
     return tuple(dict.fromkeys(needed))

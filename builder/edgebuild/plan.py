@@ -17,17 +17,21 @@ VERSION_EPOCH_S = 1_795_392_000  # 2026-11-23
 USER = "10001:10001"
 MODELS_FOLDER = "models"
 ENGINE_FOLDER = "/opt/edge/engine"
+GRPC_FOLDER = "/opt/edge/grpc"
 # In the root file system an empty folder; a device mounts a volume there if the server shall keep anything.
 STATE_FOLDER = "/var/lib/edge"
 PREFIXES: Mapping[Role, str] = {
     Role.ROOTFS: "",
     Role.PYTHON_DEPS: "opt/edge/deps",
+    # From the root: beside the packages in GRPC_FOLDER it brings a library of Debian's.
+    Role.GRPC: "",
     Role.ENGINE: "opt/edge/engine",
     Role.SERVER: "opt/edge/server",
 }
 ARTIFACTS: Mapping[Role, str] = {
     Role.ROOTFS: "rootfs",
     Role.PYTHON_DEPS: "python-deps",
+    Role.GRPC: "grpc",
     Role.ENGINE: "llama-cpp",
     Role.SERVER: "server",
 }
@@ -117,6 +121,11 @@ class BuildPlan:
         return str(platform), self.accelerated, rank, self.fit.need_bytes, self.profile.name
 
 
+def software_roles(profile: DeviceProfile) -> tuple[Role, ...]:
+    """Return the roles of the layers between the model and the settings, bottom first; each is made by a recipe."""
+    return tuple(role for role in ARTIFACTS if role is not Role.GRPC or profile.server.grpc)
+
+
 def make_plan(profile: DeviceProfile, model: ModelSpec, origin: ModelOrigin, *, epoch_s: int) -> BuildPlan:
     """Decide an image: check that the model fits, choose layers and settings.
 
@@ -141,7 +150,7 @@ def make_plan(profile: DeviceProfile, model: ModelSpec, origin: ModelOrigin, *, 
         model=model,
         origin=origin,
         fit=fit,
-        layers=(Role.MODEL, Role.ROOTFS, Role.PYTHON_DEPS, Role.ENGINE, Role.SERVER, Role.CONFIG),
+        layers=(Role.MODEL, *software_roles(profile), Role.CONFIG),
         epoch_s=epoch_s,
         accelerated=False,
     )
@@ -171,22 +180,23 @@ def make_run(plan: BuildPlan, *, model_digest: Digest) -> RunConfig:
         model_digest: diff_id of the model's layer: the model's identity.
     """
     interpreter = (_PYTHON, "-P", "-m", "edgeserve")
+    server = plan.profile.server
+    packages = [f"/{PREFIXES[role]}" for role in (Role.SERVER, Role.ENGINE, Role.PYTHON_DEPS)]
+    if server.grpc:
+        packages.append(GRPC_FOLDER)
     return RunConfig(
         user=USER,
         environment=(
             ("PATH", "/usr/local/bin:/usr/bin:/bin"),
             ("LANG", "C.UTF-8"),
-            (
-                "PYTHONPATH",
-                ":".join(f"/{PREFIXES[role]}" for role in (Role.SERVER, Role.ENGINE, Role.PYTHON_DEPS)),
-            ),
+            ("PYTHONPATH", ":".join(packages)),
             ("PYTHONDONTWRITEBYTECODE", "1"),
             ("PYTHONUNBUFFERED", "1"),
         ),
         entrypoint=interpreter,
         command=("serve",),
         working_directory="/",
-        exposed_port=plan.profile.server.port,
+        exposed_ports=(server.port, *((server.grpc_port,) if server.grpc else ())),
         health_command=(*interpreter, "health"),
         health_interval_s=30,
         health_start_period_s=120,

@@ -197,6 +197,10 @@ class Server(Section):
     port: int = Field(
         default=8080, ge=1024, le=65535, description="TCP port; above 1023, since the server is not root"
     )
+    grpc: bool = Field(
+        default=False, description="Serve gRPC too; adds a layer of its own to the image and takes memory"
+    )
+    grpc_port: int = Field(default=50051, ge=1024, le=65535, description="TCP port of gRPC")
     slots: int = Field(
         default=1, ge=1, le=64, description="Requests computed side by side; each has its own context"
     )
@@ -287,6 +291,12 @@ class DeviceProfile(Section):
         if 0 < limits.window_tokens < limits.window_stride_tokens:
             raise ValueError(
                 f"server.limits.window_stride_tokens: {limits.window_stride_tokens} would skip text between windows of {limits.window_tokens} tokens"
+            )
+        if self.server.grpc and self.server.grpc_port == self.server.port:
+            raise ValueError(f"server.grpc_port: {self.server.grpc_port} is the port of HTTP too")
+        if self.server.grpc and self.server.access.tls_minimum != "1.2":
+            raise ValueError(
+                f"server.access.tls_minimum: gRPC speaks TLS 1.2 too, so {self.server.access.tls_minimum} cannot be kept with server.grpc"
             )
         if limits.past_context == "shift" and 2 * limits.keep_tokens >= self.context:
             raise ValueError(

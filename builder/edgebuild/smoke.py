@@ -11,12 +11,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from edgebuild.errors import ImageError
+from edgebuild.grpc_health import SERVING, ask_health
 from edgebuild.host import Host
 from edgebuild.oci.image import Image
 from edgebuild.oci.layer import Role
@@ -86,8 +87,8 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
         config = run_section(image.config)
         _install(qemu, root)
         with log_path.open("w+b") as log:
-            port = free_port()
-            settings = _settings(image, port=port, cores=host.cpu_count)
+            port, grpc_port = free_ports(2)
+            settings = _settings(image, port=port, grpc_port=grpc_port, cores=host.cpu_count)
             guest = _guest_argv(config, cpu_model=cpu_model, settings=settings)
             uid, _, gid = str(config.get("User") or "0:0").partition(":")
             argv = sandbox_argv(root, guest, uid=uid, gid=gid or uid)
@@ -104,6 +105,8 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
                     )
                 task.status("ask")
                 answer = _ask(port, str(ready.get("model")), log)
+                if _has_grpc(image):
+                    _ask_grpc(grpc_port, log)
                 task.status("stop")
                 server.terminate()
                 _wait_stopped(server, image, log)
@@ -125,10 +128,15 @@ def _install(qemu: Path, root: Path) -> None:
     make_mount_points(root)
 
 
-def _settings(image: Image, *, port: int, cores: int) -> dict[str, str]:
+def _has_grpc(image: Image) -> bool:
+    return any(layer.role is Role.GRPC for layer in image.layers)
+
+
+def _settings(image: Image, *, port: int, grpc_port: int, cores: int) -> dict[str, str]:
     """Set the server up for an emulator on a machine that is not the device."""
     model_bytes = sum(layer.size_bytes for layer in image.layers if layer.role is Role.MODEL)
-    return {
+    grpc = {"EDGE_GRPC_PORT": str(grpc_port)} if _has_grpc(image) else {}
+    return grpc | {
         "EDGE_HOST": "127.0.0.1",
         "EDGE_PORT": str(port),
         # One core stays free: threads that wait for each other in an emulator on a busy machine wait very long.
@@ -153,9 +161,16 @@ def _guest_argv(config: Mapping[str, Any], *, cpu_model: str, settings: Mapping[
 
 def free_port() -> int:
     """Return a port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Return different ports of the loopback that nobody listens on now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(int(probe.getsockname()[1]) for probe in probes)
 
 
 def _request(port: int, path: str, document: object | None, *, timeout_s: float) -> tuple[int, str]:
@@ -217,6 +232,17 @@ def _ask(port: int, model: str, log: IO[bytes]) -> str:
             "the image gave an empty answer", hint="check the model with llama.cpp on this machine"
         )
     return text
+
+
+def _ask_grpc(port: int, log: IO[bytes]) -> None:
+    try:
+        status = ask_health(port, timeout_s=ANSWER_TIMEOUT_S)
+    except OSError as error:
+        raise ImageError(
+            f"the image does not answer over gRPC: {error}: {_tail(log)}", hint="see the messages above"
+        ) from error
+    if status != SERVING:
+        raise ImageError(f"over gRPC the image says that its health is {status}: {_tail(log)}")
 
 
 def _wait_stopped(server: Any, image: Image, log: IO[bytes]) -> None:

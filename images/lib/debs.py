@@ -54,6 +54,15 @@ def control_text(deb: Path) -> str:
     raise RecipeError(f"{deb.name} has no control file")
 
 
+def keep_status(deb: Path, root: Path) -> None:
+    """Leave the package's control file where scanners look when there is no dpkg (the convention of distroless)."""
+    text = control_text(deb)
+    name = next(line.split()[1] for line in text.splitlines() if line.startswith("Package: "))
+    folder = root / "var/lib/dpkg/status.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
 @contextmanager
 def _opened(deb: Path, prefix: str) -> Iterator[tarfile.TarFile]:
     """Open the archive inside a package whose name starts with `prefix`, to be read from front to back."""

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 from arguments import Arguments, RecipeError, run_recipe, say
 from bytecode import compile_tree
-from debs import control_text, unpack_deb
+from debs import keep_status, unpack_deb
 from elf import read_elf
 from trees import settle_modes
 
@@ -147,15 +147,6 @@ def link(path: Path, target: str) -> None:
     """Make a symbolic link, in place of one that a package brought."""
     path.unlink(missing_ok=True)
     path.symlink_to(target)
-
-
-def keep_status(deb: Path, root: Path) -> None:
-    """Leave the package's control file where scanners look when there is no dpkg (the convention of distroless)."""
-    text = control_text(deb)
-    name = next(line.split()[1] for line in text.splitlines() if line.startswith("Package: "))
-    folder = root / "var/lib/dpkg/status.d"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text)
 
 
 def remove_empty_folders(root: Path) -> None:

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgebuild.grpc_health import SERVING, ask_health
 from edgeserve.grpc.edge.v1 import inference_pb2 as pb
 from tests.support.asking import ask
 from tests.support.grpc_client import SERVICE, WAIT_S, Client, client, refusal
@@ -221,6 +222,11 @@ class TestServices:
         assert [tiny.health(name) for name in ("", SERVICE)] == [health_pb2.HealthCheckResponse.SERVING] * 2
         assert refusal(lambda: tiny.health("x.Y"))[0] is grpc.StatusCode.NOT_FOUND
         assert next(tiny.watch("x.Y")) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+    def test_the_builders_own_probe_understands_it(self, tiny_server: ServerProcess) -> None:
+        assert ask_health(int(tiny_server.grpc_target.rpartition(":")[2]), timeout_s=WAIT_S) == SERVING
+        with pytest.raises(OSError, match="HTTP/2"):
+            ask_health(tiny_server.port, timeout_s=WAIT_S)
 
     def test_reflection_lists_the_services_and_gives_the_proto(self, tiny: Client) -> None:
         database = ProtoReflectionDescriptorDatabase(tiny.channel)

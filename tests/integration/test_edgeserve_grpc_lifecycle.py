@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
+from edgebuild.grpc_health import ask_health
 from tests.support.grpc_client import WAIT_S, Client, client, refusal
 from tests.support.llama import GRPC, running_server, server_environment, write_runtime
 
@@ -140,6 +141,7 @@ def test_health_while_the_model_loads(llama_host: Path, tmp_path: Path) -> None:
         client(server.grpc_target) as opened,
     ):
         assert next(opened.watch()) == NOT_SERVING
+        assert ask_health(int(server.grpc_target.rpartition(":")[2]), timeout_s=WAIT_S) == NOT_SERVING
         status, _, metadata = refusal(lambda: list(opened.generate(prompt="a")))
         assert (status, metadata["edge-error-code"]) == (grpc.StatusCode.UNAVAILABLE, "loading")
         assert metadata["grpc-retry-pushback-ms"] == "1000"

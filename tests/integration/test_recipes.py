@@ -30,7 +30,7 @@ from edgebuild.progress import SilentProgress
 IMAGES = data_path("images")
 HERE = Platform.of_machine(os.uname().machine)
 ELF_MACHINES = {"arm64": 183, "amd64": 62}
-QUICK = ("rootfs", "python-deps", "server")
+QUICK = ("rootfs", "python-deps", "grpc", "server")
 PLATFORMS = (LINUX_ARM64, LINUX_AMD64)
 
 
@@ -136,7 +136,7 @@ def rootfs(request: pytest.FixtureRequest, shop: Shop) -> tuple[Path, Platform]:
 
 def test_every_program_of_a_tree_is_for_its_platform(shop: Shop, rootfs: tuple[Path, Platform]) -> None:
     root, platform = rootfs
-    trees = (root, shop.artifact("python-deps", platform))
+    trees = (root, shop.artifact("python-deps", platform), shop.artifact("grpc", platform))
     headers = [path.read_bytes()[:20] for tree in trees for path in tree.rglob("*") if path.is_file()]
     machines = {struct.unpack_from("<H", header, 18)[0] for header in headers if header[:4] == b"\x7fELF"}
     assert machines == {ELF_MACHINES[platform.architecture]}

@@ -19,7 +19,7 @@ RANKS = {
     "oci": 2,
     "profile": 3, "gguf": 3, "model_spec": 3, "lock": 3,
     "fit": 4, "plan": 4, "contents": 4,
-    "registry": 5, "artifacts": 5, "sandbox": 5, "unpacking": 5,
+    "registry": 5, "artifacts": 5, "sandbox": 5, "unpacking": 5, "grpc_health": 5,
     "model": 6, "engine": 6, "signing": 6, "smoke": 6, "bench": 6,
     "locking": 7, "resolving": 7, "request": 7, "project": 7,
     "pipeline": 8,

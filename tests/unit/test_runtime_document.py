@@ -6,9 +6,11 @@ import pytest
 
 from edgebuild.contents import make_contents
 from edgebuild.errors import ProfileError
+from edgebuild.fit import GRPC_BYTES
 from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
-from edgebuild.plan import STATE_FOLDER, ModelOrigin, ModelSource, make_plan
+from edgebuild.oci.layer import Role
+from edgebuild.plan import GRPC_FOLDER, STATE_FOLDER, ModelOrigin, ModelSource, make_plan, make_run
 from edgebuild.profile import DeviceProfile, load_profile, profile_names
 from edgeserve.config import load_config
 from edgeserve.settings import AuditSettings, Runtime
@@ -110,3 +112,33 @@ def test_what_the_server_insists_on_reaches_it(tmp_path: Path) -> None:
         64,
         3,
     )
+
+
+def test_grpc_where_the_profile_asks_for_it(tmp_path: Path) -> None:
+    (tmp_path / "talk.yaml").write_text("extends: pi4\nname: talk\nserver: {grpc: true, grpc_port: 9090}\n")
+    profile, plain = (load_profile(name, working_directory=tmp_path) for name in ("./talk.yaml", "pi4"))
+    assert (
+        _runtime(profile, tmp_path).server.grpc.enabled,
+        _runtime(profile, tmp_path).server.grpc.port,
+    ) == (True, 9090)
+    assert not _runtime(plain, tmp_path).server.grpc.enabled
+    talking, silent = (make_plan(one, _MODEL, _ORIGIN, epoch_s=0) for one in (profile, plain))
+    assert [role for role in talking.layers if role not in silent.layers] == [Role.GRPC]
+    assert talking.fit.need_bytes - silent.fit.need_bytes == GRPC_BYTES
+    runs = [make_run(plan, model_digest=Digest.of(b"model")) for plan in (talking, silent)]
+    assert [run.exposed_ports for run in runs] == [(8080, 9090), (8080,)]
+    assert [GRPC_FOLDER in dict(run.environment)["PYTHONPATH"].split(":") for run in runs] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("server", "fault"),
+    [
+        ("{grpc: true, grpc_port: 8080}", "server.grpc_port: 8080 is the port of HTTP too"),
+        ('{grpc: true, access: {tls_minimum: "1.3"}}', "server.access.tls_minimum: gRPC speaks TLS 1.2 too"),
+    ],
+)
+def test_what_grpc_cannot_go_with_is_refused(tmp_path: Path, server: str, fault: str) -> None:
+    (tmp_path / "clash.yaml").write_text(f"extends: pi4\nname: clash\nserver: {server}\n")
+    with pytest.raises(ProfileError) as caught:
+        load_profile("./clash.yaml", working_directory=tmp_path)
+    assert fault in str(caught.value.faults)

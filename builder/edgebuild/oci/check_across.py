@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from edgebuild.oci.check_layer import Kind, LayerFacts, shown
 
-ROLES = ("base", "accelerator", "model", "rootfs", "python-deps", "engine", "server", "config")
+ROLES = ("base", "accelerator", "model", "rootfs", "python-deps", "grpc", "engine", "server", "config")
 
 _READ_BYTES = 1 << 20
 

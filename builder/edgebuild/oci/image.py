@@ -25,7 +25,7 @@ class RunConfig:
         entrypoint: Program and fixed arguments.
         command: Default arguments.
         working_directory: Absolute path in the image.
-        exposed_port: TCP port that the server listens on.
+        exposed_ports: TCP ports that the server listens on.
         health_command: Program and arguments of the health check.
         health_interval_s: Seconds between two checks.
         health_start_period_s: Seconds in which a failing check does not count.
@@ -37,7 +37,7 @@ class RunConfig:
     entrypoint: tuple[str, ...]
     command: tuple[str, ...]
     working_directory: str
-    exposed_port: int
+    exposed_ports: tuple[int, ...]
     health_command: tuple[str, ...]
     health_interval_s: int
     health_start_period_s: int
@@ -138,7 +138,7 @@ def _config(*, platform: Platform, layers: tuple[Layer, ...], run: RunConfig, ep
         **platform.to_json(),
         "config": {
             "User": run.user,
-            "ExposedPorts": {f"{run.exposed_port}/tcp": {}},
+            "ExposedPorts": {f"{port}/tcp": {} for port in run.exposed_ports},
             "Env": [f"{name}={value}" for name, value in run.environment],
             "Entrypoint": list(run.entrypoint),
             "Cmd": list(run.command),

@@ -16,6 +16,7 @@ class Role(StrEnum):
     MODEL = "model"
     ROOTFS = "rootfs"
     PYTHON_DEPS = "python-deps"
+    GRPC = "grpc"
     ENGINE = "engine"
     SERVER = "server"
     CONFIG = "config"

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from edgeserve import __version__, exits
@@ -109,7 +111,20 @@ class Service:
         if settings.grpc.enabled and (code := await self._start_grpc()) != exits.OK:
             probe.close()
             listener.close()
+            await asyncio.to_thread(self._accounts.close)
             return code
+        with closing(probe):
+            await self._serve_on(listener)
+        is_over = await asyncio.to_thread(self._scheduler.close, _LAST_PASS_S)
+        await asyncio.to_thread(self._accounts.close)
+        self._log.info("stopped", code=self._code, seconds=time.monotonic() - self._started)
+        if not is_over:
+            # The thread is inside a forward pass, which nothing can interrupt; the process can end without it.
+            os._exit(self._code)
+        return self._code
+
+    async def _serve_on(self, listener: socket.socket) -> None:
+        """Serve until it is over, and close all connections."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -120,19 +135,11 @@ class Service:
             await self._server.serve(sockets=[listener])
         finally:
             refreshing.cancel()
-            probe.close()
             self._server.abort_connections()
             if self._grpc is not None:
                 await self._grpc.stop()
             if self._prompts is not None:
                 self._prompts.close()
-        is_over = await asyncio.to_thread(self._scheduler.close, _LAST_PASS_S)
-        await asyncio.to_thread(self._accounts.close)
-        self._log.info("stopped", code=self._code, seconds=time.monotonic() - self._started)
-        if not is_over:
-            # The thread is inside a forward pass, which nothing can interrupt; the process can end without it.
-            os._exit(self._code)
-        return self._code
 
     async def _start_grpc(self) -> int:
         """Listen for gRPC.
