@@ -11,15 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from grpc_health.v1 import health_pb2
 
 from edgeverify.audit import Audit, Mark, verify_audit
 from edgeverify.keys import load_public_key
-from tests.support.llama import MODEL_NAME, SERVER, ServerProcess, running_server
+from tests.support.asking import COMPLETION, GO, ask
+from tests.support.grpc_client import client, refusal
+from tests.support.llama import GRPC, MODEL_NAME, SERVER, ServerProcess, running_server
+from tests.support.scraping import values
 from tests.support.small_disk import SmallDisk
 
-_GO: dict[str, Any] = {"model": MODEL_NAME, "prompt": "go", "temperature": 0}
+_GO = dict(GO)
 _VERIFY = SERVER.parent / "verify"
 
 
@@ -30,30 +34,9 @@ def _settings(folder: Path, **more: object) -> dict[str, Any]:
     return given | {f"server.audit.{name}": value for name, value in more.items()}
 
 
-def _ask(server: ServerProcess, document: Any = None, path: str = "/v1/completions") -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    try:
-        if document is None:
-            connection.request("GET", path)
-        else:
-            connection.request("POST", path, json.dumps(document), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
-
-
-def _metrics(server: ServerProcess) -> dict[str, float]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if not sample.labels
-    }
+def _ask(server: ServerProcess, document: Any = None, path: str = COMPLETION) -> tuple[int, Any]:
+    answer = ask(server, path, document)
+    return answer.status, answer.document
 
 
 def _edgeserve(server: ServerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -175,8 +158,8 @@ def test_the_head_is_in_the_metrics(llama_host: Path, scripted_model: Path, tmp_
     with running_server(llama_host, tmp_path, scripted_model, _settings(tmp_path, checkpoint_s=1)) as server:
         for _ in range(3):
             assert _ask(server, _GO)[0] == 200
-        _wait(lambda: _metrics(server).get("edgeserve_audit_checkpoint_line", 0) > 6)
-        found = _metrics(server)
+        _wait(lambda: values(server).get("edgeserve_audit_checkpoint_line", 0) > 6)
+        found = values(server)
         assert found["edgeserve_audit_sound"] == 1
         assert found["edgeserve_audit_lost_lines_total"] == 0
         server.process.kill()
@@ -204,9 +187,9 @@ def test_killed_in_the_middle_of_writing(
             threads = [threading.Thread(target=_ask_until_gone, args=(server,)) for _ in range(2)]
             for thread in threads:
                 thread.start()
-            _wait(lambda least=written + 20: _metrics(server).get("edgeserve_audit_line", 0) > least)  # type: ignore[misc]
+            _wait(lambda least=written + 20: values(server).get("edgeserve_audit_lines_total", 0) > least)  # type: ignore[misc]
             time.sleep(0.007 * round_)
-            written = int(_metrics(server)["edgeserve_audit_line"])
+            written = int(values(server)["edgeserve_audit_lines_total"])
             server.process.send_signal(signal.SIGKILL)
             server.wait()
             for thread in threads:
@@ -235,7 +218,7 @@ def test_a_full_disk_stops_serving_where_the_log_is_required(
         _wait(is_refused)
         assert _ask(server, None, "/readyz") == (503, {"status": "audit_failed"})
         assert _ask(server, None, "/livez")[0] == 200
-        assert _metrics(server)["edgeserve_audit_sound"] == 0
+        assert values(server)["edgeserve_audit_sound"] == 0
         assert "No space left on device" in server.wait_for(r"error audit problem=.*")[0]
         disk.make_room()
         _wait(lambda: _ask(server, _GO)[0] == 200)
@@ -254,10 +237,10 @@ def test_a_full_disk_is_told_where_the_log_is_not_required(
     settings = _settings(tmp_path) | {"server.state_dir": str(disk.path)}
     with running_server(llama_host, tmp_path, scripted_model, settings) as server:
         disk.fill(leave_bytes=0)
-        _wait(lambda: _ask(server, _GO)[0] == 200 and _metrics(server)["edgeserve_audit_sound"] == 0)
+        _wait(lambda: _ask(server, _GO)[0] == 200 and values(server)["edgeserve_audit_sound"] == 0)
         assert _ask(server, None, "/readyz")[0] == 200
         disk.make_room()
-        _wait(lambda: _metrics(server)["edgeserve_audit_sound"] == 1)
+        _wait(lambda: values(server)["edgeserve_audit_sound"] == 1)
         assert server.terminate() == 0
     lines = [
         json.loads(row)
@@ -266,6 +249,35 @@ def test_a_full_disk_is_told_where_the_log_is_not_required(
     ]
     assert sum(line["kind"] == "request" for line in lines) >= 1
     assert server.log.count(" error audit ") == 1
+
+
+def test_grpc_is_held_to_it_too(
+    llama_host: Path, scripted_model: Path, tmp_path: Path, make_disk: Callable[[int], SmallDisk]
+) -> None:
+    disk = make_disk(1 << 20)
+    settings = _settings(tmp_path, required=True) | dict(GRPC) | {"server.state_dir": str(disk.path)}
+    with (
+        running_server(llama_host, tmp_path, scripted_model, settings) as server,
+        client(server.grpc_target) as asker,
+    ):
+        watch = asker.watch()
+        assert next(watch) == health_pb2.HealthCheckResponse.SERVING
+        assert asker.answer(prompt="go", temperature=0.0)[0].startswith("Hello")
+        disk.fill(leave_bytes=0)
+        _wait(lambda: _ask(server, _GO)[0] == 503)
+        assert next(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert refusal(lambda: asker.answer(prompt="go"))[0] is grpc.StatusCode.UNAVAILABLE
+        disk.make_room()
+        assert next(watch) == health_pb2.HealthCheckResponse.SERVING
+        assert asker.answer(prompt="go", temperature=0.0)[0].startswith("Hello")
+        assert server.terminate() == 0
+    lines = [json.loads(row) for row in (disk.path / "audit/audit-00000001.jsonl").read_bytes().splitlines()]
+    found = [line for line in lines if line["kind"] == "request" and line["interface"] == "grpc"]
+    assert [line["outcome"] for line in found] == ["stop", "stop"]
+    assert found[0]["route"].endswith("/Generate")
+    assert found[0]["prompt_hmac"] == next(
+        line["prompt_hmac"] for line in lines if line["kind"] == "request" and line["interface"] == "http"
+    )
 
 
 def test_a_removed_file_stops_serving_until_a_restart(

@@ -1,75 +1,31 @@
 """/metrics of a real server."""
 
-import http.client
-import json
 import re
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
+from edgeserve.access.keys import make_key
+from tests.support.asking import COMPLETION, LOOP, ask
 from tests.support.fixtures import Peers
-from tests.support.llama import MODEL_NAME, ServerProcess, running_server
-from tests.support.peers.fetch import peer_prefix
-from tests.support.peers.tool import BASE_PATH, run
-
-_LOOP = {"model": MODEL_NAME, "prompt": "loop", "temperature": 0}
-
-
-def _scrape(server: ServerProcess, **headers: str) -> tuple[int, str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("GET", "/metrics", headers=headers)
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    return response.status, response.headers["content-type"], text
-
-
-def samples(text: str) -> dict[str, float]:
-    """Values by name and labels, as `name{label="value"}`."""
-    return {
-        sample.name
-        + (
-            "{" + ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items())) + "}"
-            if sample.labels
-            else ""
-        ): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def _values(server: ServerProcess) -> dict[str, float]:
-    status, kind, text = _scrape(server)
-    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
-    return samples(text)
-
-
-def _complete(server: ServerProcess, document: dict[str, Any]) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("POST", "/v1/completions", json.dumps(document), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    response.read()
-    connection.close()
-    return response.status
+from tests.support.llama import running_server
+from tests.support.peers.prometheus import promtool
+from tests.support.scraping import scrape, values
 
 
 def test_counts_what_happens(llama_host: Path, scripted_model: Path, tmp_path: Path, peers: Peers) -> None:
     with running_server(llama_host, tmp_path, scripted_model) as server:
-        before = _values(server)
+        before = values(server)
         assert before["edgeserve_ready"] == 1
         assert before["edgeserve_slots"] == 2
         assert before["edgeserve_kv_places"] == 2048
-        assert _complete(server, _LOOP | {"max_tokens": 20}) == 200
-        assert _complete(server, _LOOP | {"max_tokens": 20}) == 200
-        assert _complete(server, _LOOP | {"max_tokens": -1}) == 400
-        assert _complete(server, _LOOP | {"model": "another"}) == 404
-        status, _, text = _scrape(server)
-        after = samples(text)
+        assert ask(server, COMPLETION, {**LOOP, "max_tokens": 20}).status == 200
+        assert ask(server, COMPLETION, {**LOOP, "max_tokens": 20}).status == 200
+        assert ask(server, COMPLETION, {**LOOP, "max_tokens": -1}).status == 400
+        assert ask(server, COMPLETION, {**LOOP, "model": "another"}).status == 404
+        text = scrape(server).text
+        after = values(server)
         resident = server.resident_bytes
-    assert status == 200
     assert after['edgeserve_requests_total{client="anonymous",interface="http",outcome="ok"}'] == 2
     assert after['edgeserve_requests_total{client="anonymous",interface="http",outcome="invalid"}'] == 2
     assert after["edgeserve_output_tokens_total"] - before["edgeserve_output_tokens_total"] == 40
@@ -87,8 +43,7 @@ def test_counts_what_happens(llama_host: Path, scripted_model: Path, tmp_path: P
     )
     assert 'edgeserve_device_cpu_seconds_total{mode="busy"}' in after
     # The tool's own verdict on names, units and help texts.
-    promtool = peers.get(lambda: peer_prefix("prometheus")) / "usr/bin/promtool"
-    checked = run([promtool, "check", "metrics"], env={"PATH": BASE_PATH}, stdin=text.encode(), check=False)
+    checked = peers.get(lambda: promtool("check", "metrics", stdin=text.encode()))
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
@@ -101,12 +56,7 @@ def test_the_page_names_every_metric(llama_host: Path, tiny_model: Path, tmp_pat
         "server.state_dir": str(tmp_path),
     }
     with running_server(llama_host, tmp_path, tiny_model, settings) as server:
-        text = _scrape(server)[2]
-    families = {
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in text_string_to_metric_families(text)
-    }
-    found = {name for name in families if name.startswith("edgeserve_")}
+        found = {name for name in scrape(server).families if name.startswith("edgeserve_")}
     assert found <= named
     # A device without sensors has no temperatures; requests without a series have none yet.
     assert named - found <= {"edgeserve_device_temperature_celsius", "edgeserve_requests_total"}
@@ -115,39 +65,37 @@ def test_the_page_names_every_metric(llama_host: Path, tiny_model: Path, tmp_pat
 def test_while_the_server_is_busy(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
     settings = {"engine.context_tokens": 65536, "server.limits.output_tokens": 65000, "engine.slots": 1}
     with running_server(llama_host, tmp_path, scripted_model, settings) as server:
-        document = _LOOP | {"max_tokens": 3000}
-        threads = [threading.Thread(target=_complete, args=(server, document)) for _ in range(3)]
+        document = {**LOOP, "max_tokens": 3000}
+        threads = [threading.Thread(target=ask, args=(server, COMPLETION, document)) for _ in range(3)]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 20
-        while (found := _values(server))["edgeserve_queue_requests"] < 2 or found["edgeserve_slots_busy"] < 1:
+        while (found := values(server))["edgeserve_queue_requests"] < 2 or found["edgeserve_slots_busy"] < 1:
             assert time.monotonic() < deadline, found
         assert found["edgeserve_queue_places"] == 16
         for thread in threads:
             thread.join(60)
-        assert _values(server)["edgeserve_queue_requests"] == 0
+        assert values(server)["edgeserve_queue_requests"] == 0
 
 
 def test_can_be_switched_off(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
     with running_server(llama_host, tmp_path, tiny_model, {"server.metrics.enabled": False}) as server:
-        assert _scrape(server)[0] == 404
+        assert scrape(server).status == 404
         maps = Path(f"/proc/{server.process.pid}/maps").read_text()
         assert "_rust.abi3.so" not in maps
 
 
 def test_needs_a_key_where_keys_are_on(llama_host: Path, tiny_model: Path, tmp_path: Path) -> None:
-    from edgeserve.access.keys import make_key
-
     key, line = make_key("prometheus")
     (tmp_path / "keys").write_text(line + "\n")
     settings = {"server.access.keys_file": str(tmp_path / "keys")}
     with running_server(llama_host, tmp_path, tiny_model, settings) as server:
-        assert _scrape(server)[0] == 401
-        status, _, text = _scrape(server, Authorization=f"Bearer {key}")
-        assert status == 200
+        assert scrape(server).status == 401
+        found = scrape(server, Authorization=f"Bearer {key}")
+        assert found.status == 200
         assert (
-            samples(text)['edgeserve_requests_total{client="anonymous",interface="http",outcome="denied"}']
+            found.samples['edgeserve_requests_total{client="anonymous",interface="http",outcome="denied"}']
             == 1
         )
     with running_server(llama_host, tmp_path, tiny_model, settings | {"server.metrics.open": True}) as server:
-        assert _scrape(server)[0] == 200
+        assert scrape(server).status == 200

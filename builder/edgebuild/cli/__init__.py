@@ -33,6 +33,7 @@ _COMMANDS = {
     "verify": ("edgebuild.cli.verify", "Verify an image in a registry or layout."),
     "push": ("edgebuild.cli.push", "Copy a layout to a registry."),
     "archive": ("edgebuild.cli.archive", "Write an image of a layout as a file for `docker load`."),
+    "monitoring": ("edgebuild.cli.monitoring", "Write what Prometheus and Grafana need to watch devices."),
     "cache": ("edgebuild.cli.cache", "Look after the store."),
 }
 

@@ -104,7 +104,9 @@ class AuditState(Collector):
         standing = state.standing
         if standing is None:
             return
-        yield _gauge("audit_line", "Number of the last line", standing.head.line)
+        yield CounterMetricFamily(
+            "edgeserve_audit_lines", "Lines of the log, since it began", standing.head.line
+        )
         yield _gauge("audit_size_bytes", "Size of all files of the log", standing.size_bytes)
         yield _gauge("audit_checkpoint_line", "Number of the last signed line", standing.checkpoint.line)
         yield _gauge(
