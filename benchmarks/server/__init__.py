@@ -45,8 +45,8 @@ def run(bench: Bench) -> Iterator[Figure]:
 def _speed(bench: Bench) -> Iterator[Figure]:
     model = write_tiny_gguf(
         bench.folder / "random.gguf",
-        dim=1024,
-        ff=2816,
+        dim=768,
+        ff=1536,
         layers=24,
         vocabulary_tokens=32000,
         context_tokens=2048,
