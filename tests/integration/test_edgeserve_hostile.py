@@ -57,10 +57,6 @@ class Target:
     def answers(self) -> bool:
         return answers(self.server, context=self.context)
 
-    @property
-    def open_files(self) -> int:
-        return _open_files(self.server)
-
 
 @pytest.fixture(scope="module", params=["plain", "tls"])
 def target(
@@ -87,6 +83,7 @@ def target(
             ):
                 assert answer.status == 200
         _wave(server, 1000)
+        _wait_at_rest(server, files)
         yield Target(server=server, context=context, files_at_rest=files)
 
 
@@ -98,11 +95,16 @@ def _survives(target: Target) -> Iterator[None]:
     yield
     assert target.answers()
     assert " error " not in target.server.log
+    _wait_at_rest(target.server, target.files_at_rest)
+    assert target.server.resident_bytes < before * 1.05 + (2 << 20)
+
+
+def _wait_at_rest(server: ServerProcess, files: int) -> None:
+    """Wait until every connection of before is gone."""
     deadline = time.monotonic() + _LATE_S
-    while target.open_files > target.files_at_rest:
+    while _open_files(server) > files:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert target.server.resident_bytes < before * 1.05 + (2 << 20)
 
 
 def _read_all(connection: socket.socket) -> bytes:

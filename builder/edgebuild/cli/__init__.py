@@ -86,8 +86,6 @@ def main() -> None:
         code = _run(sys.argv[1:])
     except BrokenPipeError:
         code = NOBODY_READS
-    # All is said: another Ctrl-C, meant for what has just ended, must not take its exit code away.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code == NOBODY_READS:
         lead_nowhere(sys.stdout)
         lead_nowhere(sys.stderr)
@@ -118,5 +116,7 @@ def _run(arguments: list[str]) -> int:
     except EdgebuildError as error:
         code = tell_error(error, as_json="--json" in arguments)
     except (KeyboardInterrupt, click.Abort):
+        # Another Ctrl-C, meant for what has just ended, must not take its exit code away.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = tell_error(InterruptedBuildError(), as_json="--json" in arguments)
     return code
