@@ -279,8 +279,8 @@ def test_thousands_of_connections(target: Target) -> None:
     started = time.monotonic()
     most = _wave(target.server, 3000)
     assert time.monotonic() - started < 60
-    # Those that are being turned away have a file each for a moment; asyncio accepts as many at once as may be waiting.
-    assert most - target.files_at_rest <= 30 + 2 * 128
+    # Those that are being turned away have a file each for a moment; the server reserves so many (http/server.py, _OTHER_FILES).
+    assert most - target.files_at_rest <= 30 + 2 * 128 + 64
     target.server.wait_for('warning refused reason="too many connections from one address" address=127.0.0.1')
 
 

@@ -118,13 +118,12 @@ class GrpcServer:
             self._stopping = asyncio.ensure_future(self._drain(seconds))
 
     async def _drain(self, seconds: float) -> None:
-        stopping = asyncio.ensure_future(self._server.stop(seconds))
+        # Until then the scheduler refuses new calls in our words; those that reach a server in its stop, grpc may cancel.
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._gate.wait_idle()
-        # What still runs are watchers and open reflection streams; a shorter time overrides the longer one.
+        # What still runs are watchers and open reflection streams.
         await self._server.stop(0)
-        await stopping
 
     async def stop(self) -> None:
         """Wait for the end of `drain`, or stop at once without one."""
