@@ -15,8 +15,8 @@ from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
 
 _BACKLOG: Final = 128
-# Connections being turned away (asyncio accepts as many at once as may be waiting, twice), and what is no connection.
-_OTHER_FILES: Final = 2 * _BACKLOG + 64
+# Connections being turned away (asyncio accepts as many at once as may be waiting; three times that were seen), and what is none.
+_OTHER_FILES: Final = 4 * _BACKLOG + 64
 
 
 class EdgeServer(uvicorn.Server):
