@@ -11,9 +11,9 @@ import pytest
     ("soft", "hard", "connections", "missing", "after"),
     [
         (1000, 4000, 256, 0, 1000),
-        (500, 4000, 256, 0, 576),
-        (500, 4000, 4000, 320, 4000),
-        (300, 300, 256, 276, 300),
+        (500, 4000, 256, 0, 832),
+        (500, 4000, 4000, 576, 4000),
+        (300, 300, 256, 532, 300),
     ],
 )
 def test_the_soft_limit_is_raised(soft: int, hard: int, connections: int, missing: int, after: int) -> None:
