@@ -17,11 +17,9 @@ from edgebuild.bench.native import bench_image
 from edgebuild.bench.result import BenchResult
 from edgebuild.contents import make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
-from edgebuild.errors import ImageError, PlanError, UsageError
-from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
+from edgebuild.errors import ImageError, UsageError
 from edgebuild.locking import obtain_lock
-from edgebuild.model.quantize import quantize
-from edgebuild.model.source import ModelFile, file_digest
+from edgebuild.model.source import ModelFile
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.image import Image, make_image, rfc3339
 from edgebuild.oci.index import Index, make_index
@@ -35,14 +33,13 @@ from edgebuild.plan import (
     ARTIFACTS,
     VERSION_EPOCH_S,
     BuildPlan,
-    ModelOrigin,
     make_labels,
     make_plan,
     make_run,
     notes,
     software_roles,
 )
-from edgebuild.profile import DeviceProfile
+from edgebuild.preparing import choose_quantization, model_origin, prepare_model, verify_licence
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
@@ -56,8 +53,8 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         EdgebuildError: Whatever stood in the way; nothing was named.
     """
     # (1) Refuse what cannot fit or must not be passed on before anything is built.
-    _check_licence(request)
-    wanted = {profile.name: _check_fit(request, profile) for profile in request.profiles}
+    verify_licence(request)
+    wanted = {profile.name: choose_quantization(request, profile) for profile in request.profiles}
 
     # Where it goes is opened first too: what cannot be written is refused before the work, not after.
     with _open_sink(request, context) as sink:
@@ -77,9 +74,9 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             target = wanted[profile.name]
             with watch.step("quantize"):
                 if target not in models:
-                    models[target] = _prepare(request, target, engine=engine, context=context)
+                    models[target] = prepare_model(request, target, engine=engine, context=context)
             plans.append(
-                make_plan(profile, models[target].spec, _origin(request.model, target), epoch_s=epoch_s)
+                make_plan(profile, models[target].spec, model_origin(request.model, target), epoch_s=epoch_s)
             )
         plans.sort(key=lambda plan: plan.demand)
         for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
@@ -119,25 +116,6 @@ def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> Non
         sink.tag(index.descriptor, reference.tag)
 
 
-def _check_licence(request: ImageRequest) -> None:
-    if request.licence_required and not request.model.spec.licence:
-        raise PlanError(
-            f"{request.model.spec.name}: neither the model nor its source ({request.model.source.reference}) states a licence",
-            hint="take a source that states it, or set gates.licence_required to false in the project file once you know that you may distribute it",
-        )
-
-
-def _check_fit(request: ImageRequest, profile: DeviceProfile) -> str:
-    """Decide the type of the weights for a profile and refuse what cannot fit; return the type."""
-    spec = request.model.spec
-    target = planned_quantization(spec, profile, override=request.quantization)
-    verify_fit(
-        make_fit(estimate_quantized(spec, target), profile, is_estimate=target != spec.quantization),
-        model_name=spec.name,
-    )
-    return target
-
-
 def _needed(request: ImageRequest, context: Context, *, quantizes: bool) -> tuple[tuple[str, Platform], ...]:
     """List the artifacts that the build is going to use."""
     here = Platform.of_machine(context.host.machine)
@@ -168,33 +146,6 @@ def _open_engine(
         sources=sources,
     )
     return NativeEngine(lock=lock, sources=sources, store=store, host=host, progress=progress)
-
-
-def _prepare(request: ImageRequest, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:
-    model = request.model
-    if target == model.spec.quantization:
-        return model
-    here = Platform.of_machine(context.host.machine)
-    is_wanted = any(profile.oci_platform == here for profile in request.profiles)
-    return quantize(
-        model,
-        target,
-        source_digest=file_digest(model.path, seals=context.store, progress=context.progress),
-        library=lambda: engine.host_library(with_variants=is_wanted).tree,
-        library_source=engine.library_source(),
-        store=context.store,
-        host=context.host,
-        progress=context.progress,
-    )
-
-
-def _origin(model: ModelFile, target: str) -> ModelOrigin:
-    is_same = target == model.spec.quantization
-    return ModelOrigin(
-        source=model.source,
-        source_quantization=model.spec.quantization,
-        quantized_by="" if is_same else f"llama_model_quantize {target}",
-    )
 
 
 def _build_image(

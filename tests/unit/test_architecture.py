@@ -21,7 +21,7 @@ RANKS = {
     "fit": 4, "plan": 4, "contents": 4,
     "registry": 5, "artifacts": 5, "sandbox": 5, "unpacking": 5, "grpc_health": 5,
     "model": 6, "engine": 6, "signing": 6, "smoke": 6, "bench": 6,
-    "locking": 7, "resolving": 7, "request": 7, "project": 7,
+    "locking": 7, "resolving": 7, "request": 7, "project": 7, "preparing": 7,
     "pipeline": 8,
     "cli": 9,
 }  # fmt: skip
@@ -32,6 +32,7 @@ ORDER_INSIDE = (
     ("fit", "plan"),
     ("fit", "contents"),
     ("resolving", "locking"),
+    ("request", "preparing"),
     ("plan", "contents"),
     ("errors", "data"),
 )
