@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from edgebuild.errors import ModelError
-from edgebuild.gguf import FILE_TYPES, TENSOR_TYPES, GgufHeader
+from edgebuild.gguf import GgufHeader
+from edgebuild.gguf_types import FILE_TYPES, TENSOR_TYPES
 
 _SIXTEEN_BIT = frozenset({"F32", "F16", "BF16"})
 

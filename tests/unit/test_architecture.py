@@ -17,7 +17,7 @@ RANKS = {
     "stopwatch": 1, "network": 1,
     "quantities": 1,
     "oci": 2,
-    "profile": 3, "gguf": 3, "model_spec": 3, "lock": 3,
+    "profile": 3, "profile_engine": 3, "profile_server": 3, "gguf": 3, "gguf_types": 3, "model_spec": 3, "lock": 3,
     "fit": 4, "plan": 4, "contents": 4,
     "registry": 5, "artifacts": 5, "sandbox": 5, "unpacking": 5, "grpc_health": 5,
     "model": 6, "engine": 6, "signing": 6, "smoke": 6, "bench": 6,
@@ -28,7 +28,11 @@ RANKS = {
 # Inside a rank these stand in this order.
 ORDER_INSIDE = (
     ("process", "progress"),
+    ("gguf_types", "gguf"),
+    ("gguf_types", "model_spec"),
     ("gguf", "model_spec"),
+    ("profile_engine", "profile"),
+    ("profile_server", "profile"),
     ("fit", "plan"),
     ("fit", "contents"),
     ("resolving", "locking"),

@@ -8,7 +8,8 @@ from pathlib import Path
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, ToolError
-from edgebuild.gguf import FILE_TYPES, read_gguf_header
+from edgebuild.gguf import read_gguf_header
+from edgebuild.gguf_types import FILE_TYPES
 from edgebuild.host import Host
 from edgebuild.model.source import ModelFile
 from edgebuild.model_spec import make_model_spec, quantized_file_name

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgebuild.errors import ModelError
-from edgebuild.gguf import FILE_TYPES
+from edgebuild.gguf_types import FILE_TYPES
 
 _SIXTEEN_BIT = ("F16", "BF16")
 _ALIASES = {"FP16": "F16", "FP32": "F32"}
