@@ -67,7 +67,7 @@ class Service:
         self._app = App(
             runtime,
             self._scheduler,
-            door=access.door,
+            access=access,
             log=log,
             observers=self._accounts.observers,
             metrics=self._accounts.metrics,

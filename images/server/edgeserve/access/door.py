@@ -35,7 +35,7 @@ class Door:
             requires_key: Whether a certificate alone is not enough.
         """
         self._keys = keys
-        self._requires_key = requires_key
+        self.requires_key = requires_key
 
     def admit(self, *, certified: str | None, authorization: str | None, address: str) -> Client:
         """Say who asks.
@@ -50,7 +50,7 @@ class Door:
         """
         if self._keys is not None and authorization is not None:
             return Client(name=f"key:{self._key_id(self._keys.value, authorization)}", address=address)
-        if certified is not None and not self._requires_key:
+        if certified is not None and not self.requires_key:
             return Client(name=f"cert:{certified}", address=address)
         if self._keys is not None:
             raise _refusal("This server needs a key: `Authorization: Bearer KEY`.", "missing_api_key", "")

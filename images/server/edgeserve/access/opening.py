@@ -27,6 +27,17 @@ class Access:
         """What is to be looked at again while the server runs."""
         return tuple(one for one in (self.tls, self.keys) if one is not None)
 
+    @property
+    def ways(self) -> tuple[tuple[str, ...], ...]:
+        """In which ways a request comes in: each names credentials, "key" and "certificate", that it needs together."""
+        clients = Clients.NONE if self.tls is None else self.tls.value.clients
+        ways: list[tuple[str, ...]] = []
+        if self.keys is not None:
+            ways.append(("key", "certificate") if clients is Clients.REQUIRED else ("key",))
+        if clients is not Clients.NONE and not self.door.requires_key:
+            ways.append(("certificate",))
+        return tuple(ways) or ((),)
+
     def describe(self) -> dict[str, object]:
         """Say how the server is guarded, for the log."""
         tls, keys = self.tls, self.keys

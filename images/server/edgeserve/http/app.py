@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from edgeserve.access.door import Door
+from edgeserve.access.opening import Access
 from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import ApiError, not_serving
@@ -42,14 +44,14 @@ class App:
         runtime: Runtime,
         scheduler: Scheduler,
         *,
-        door: Door,
+        access: Access,
         log: Log,
         observers: Sequence[Observer],
         metrics: Metrics | None = None,
     ) -> None:
         self._runtime = runtime
         self._scheduler = scheduler
-        self._door = door
+        self._access = access
         self._log = log
         self._observers = tuple(observers)
         self._metrics = metrics
@@ -64,6 +66,7 @@ class App:
             _MODEL_PREFIX + runtime.model.name: ("GET", self._model),
             "/livez": ("GET", self._livez),
             "/readyz": ("GET", self._readyz),
+            "/openapi.json": ("GET", self._openapi),
         }
         if metrics is not None:
             self._routes[_METRICS] = ("GET", self._scrape)
@@ -102,7 +105,7 @@ class App:
     async def _dispatch(self, exchange: Exchange, record: Record) -> None:
         if exchange.path not in self._open:
             # Before all else: who may not use the server learns nothing of its routes either.
-            record.client = self._door.admit(
+            record.client = self._access.door.admit(
                 certified=exchange.certified,
                 authorization=exchange.header("authorization"),
                 address=exchange.peer_address,
@@ -206,6 +209,17 @@ class App:
             "cpu_variant": self._scheduler.facts.cpu_variant,
         }
         await exchange.answer(200, document)
+
+    async def _openapi(self, exchange: Exchange, _record: Record) -> None:
+        await exchange.answer(200, self._document)
+
+    @cached_property
+    def _document(self) -> bytes:
+        """The interface as an OpenAPI document, made when somebody asks for the first time."""
+        from edgeserve.http.openapi.document import make_document  # noqa: PLC0415 - few ever ask
+
+        document = make_document(self._runtime, ways=self._access.ways)
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
     async def _scrape(self, exchange: Exchange, _record: Record) -> None:
         assert self._metrics is not None

@@ -1,21 +1,70 @@
-"""Takes a JSON object apart, strictly: every key is read by somebody or named in an error, none is ignored."""
+"""Takes a JSON object apart, strictly: every key is declared in a table and read by somebody, or named in an error; none is ignored.
+
+`edgeserve.http.openapi` describes the same tables to clients.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from edgeserve.errors import ApiError, invalid
 
 _T = TypeVar("_T")
-_KINDS: Final = {bool: "a boolean", str: "a string", int: "an integer", list: "an array", dict: "an object"}
+_NAMES: Final = {bool: "a boolean", str: "a string", int: "an integer", list: "an array", dict: "an object"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Integer:
+    """An integer within bounds, both allowed."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """A number within bounds, both allowed, and what counts where none is given."""
+
+    low: float
+    high: float
+    default: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neutral:
+    """A field that OpenAI knows and this server does not do; `values` ask for nothing and are therefore accepted, as is null."""
+
+    values: tuple[object, ...]
+
+
+# `object` is what may be of several types.
+Kind = (
+    type[bool]
+    | type[str]
+    | type[list[Any]]
+    | type[dict[str, Any]]
+    | type[object]
+    | Integer
+    | Number
+    | Neutral
+)
+Kinds = Mapping[str, Kind]
+
+
+def make_neutral(fields: Mapping[str, tuple[object, ...]]) -> Kinds:
+    """Declare fields that this server does not do, each with its values that ask for nothing."""
+    return MappingProxyType({name: Neutral(values=values) for name, values in fields.items()})
 
 
 class Fields:
     """One object and where it stands in the request; null counts as absent, as OpenAI's clients send it."""
 
-    def __init__(self, document: Mapping[str, Any], path: str = "") -> None:
+    def __init__(self, document: Mapping[str, Any], kinds: Kinds, path: str = "") -> None:
         self._document = document
+        self._kinds = kinds
         self._path = path
         self._left = set(document)
 
@@ -30,6 +79,7 @@ class Fields:
 
     def take(self, key: str) -> Any:
         """Return the value, None if absent or null."""
+        assert key in self._kinds, key
         self._left.discard(key)
         return self._document.get(key)
 
@@ -39,29 +89,31 @@ class Fields:
         if value is None:
             return None
         if type(value) is not kind:
-            raise self.fault(key, f"must be {_KINDS[kind]}", code="invalid_type")
+            raise self.fault(key, f"must be {_NAMES[kind]}", code="invalid_type")
         return value
 
     def flag(self, key: str) -> bool:
         """Return a boolean, False if absent."""
         return bool(self.typed(key, bool))
 
-    def integer(self, key: str, *, low: int, high: int) -> int | None:
-        """Return an integer within bounds."""
-        value = self.typed(key, int)
-        if value is not None and not low <= value <= high:
-            raise self.fault(key, f"must be from {low} to {high}", code="out_of_range")
+    def integer(self, key: str) -> int | None:
+        """Return an integer within its bounds."""
+        kind, value = self._kinds[key], self.typed(key, int)
+        assert isinstance(kind, Integer)
+        if value is not None and not kind.low <= value <= kind.high:
+            raise self.fault(key, f"must be from {kind.low} to {kind.high}", code="out_of_range")
         return value
 
-    def number(self, key: str, default: float, *, low: float, high: float) -> float:
-        """Return a number within bounds."""
-        value = self.take(key)
+    def number(self, key: str) -> float:
+        """Return a number within its bounds, or its default."""
+        kind, value = self._kinds[key], self.take(key)
+        assert isinstance(kind, Number)
         if value is None:
-            return default
+            return kind.default
         if type(value) not in {int, float}:
             raise self.fault(key, "must be a number", code="invalid_type")
-        if not low <= value <= high:
-            raise self.fault(key, f"must be from {low:g} to {high:g}", code="out_of_range")
+        if not kind.low <= value <= kind.high:
+            raise self.fault(key, f"must be from {kind.low:g} to {kind.high:g}", code="out_of_range")
         return float(value)
 
     def text(self, key: str) -> str | None:
@@ -71,24 +123,18 @@ class Fields:
             raise self.fault(key, "holds half of a surrogate pair", code="invalid_text")
         return value
 
-    def refuse(self, unsupported: Mapping[str, tuple[object, ...]]) -> None:
-        """Refuse fields that OpenAI knows and this server does not do.
-
-        Args:
-            unsupported: For each such field the values that ask for nothing and are therefore accepted.
-        """
-        for key, neutral in unsupported.items():
-            value = self.take(key)
-            if value is None or any(value == one and type(value) is type(one) for one in neutral):
-                continue
-            raise self.fault(key, "is not supported by this server", code="unsupported_parameter")
-
     def finish(self) -> None:
-        """Refuse whatever nobody has read."""
-        if self._left:
-            key = min(self._left)
-            shown = key if len(key) <= 64 and is_unicode(key) else ascii(key[:64])
-            raise self.fault(shown, "is not a known field", code="unknown_parameter")
+        """Refuse whatever nobody has read, but for neutral values of what this server does not do."""
+        for key in sorted(self._left):
+            kind = self._kinds.get(key)
+            if not isinstance(kind, Neutral):
+                shown = key if len(key) <= 64 and is_unicode(key) else ascii(key[:64])
+                raise self.fault(shown, "is not a known field", code="unknown_parameter")
+            value = self._document[key]
+            if value is not None and not any(
+                value == one and type(value) is type(one) for one in kind.values
+            ):
+                raise self.fault(key, "is not supported by this server", code="unsupported_parameter")
 
 
 def is_unicode(text: str) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgeserve.http.fields import Fields, is_unicode
+from edgeserve.http.fields import Fields, Kinds, is_unicode, make_neutral
 
-_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MOST_MESSAGES: Final = 2048
 
 # What an assistant's message holds when a client sends back what it got.
-_UNSUPPORTED_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+_UNSUPPORTED: Final = make_neutral(
     {
         "name": (),
         "refusal": (),
@@ -23,6 +23,8 @@ _UNSUPPORTED_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType
         "function_call": (),
     }
 )
+MESSAGE: Final[Kinds] = MappingProxyType({"role": str, "content": object, **_UNSUPPORTED})
+PART: Final[Kinds] = MappingProxyType({"type": str, "text": str})
 
 
 def parse_messages(fields: Fields, messages: Sequence[Any] | None) -> tuple[Mapping[str, str], ...]:
@@ -41,14 +43,13 @@ def parse_messages(fields: Fields, messages: Sequence[Any] | None) -> tuple[Mapp
 def _parse_message(fields: Fields, item: object, path: str) -> Mapping[str, str]:
     if not isinstance(item, dict):
         raise fields.fault(path, "must be an object", code="invalid_type")
-    message = Fields(item, path)
-    message.refuse(_UNSUPPORTED_MESSAGE)
+    message = Fields(item, MESSAGE, path)
     role = message.text("role")
-    if role not in _ROLES:
-        raise message.fault("role", f"must be one of {', '.join(_ROLES)}", code="invalid_value")
+    if role not in ROLES:
+        raise message.fault("role", f"must be one of {', '.join(ROLES)}", code="invalid_value")
     content = message.take("content")
     message.finish()
-    return {"role": _ROLES[role], "content": _parse_content(message, content)}
+    return {"role": ROLES[role], "content": _parse_content(message, content)}
 
 
 def _parse_content(message: Fields, content: object) -> str:
@@ -71,7 +72,7 @@ def _parse_content(message: Fields, content: object) -> str:
 def _parse_part(message: Fields, part: object, path: str) -> str:
     if not isinstance(part, dict):
         raise message.fault("content", "must be a string or an array of text parts", code="invalid_type")
-    fields = Fields(part, path)
+    fields = Fields(part, PART, path)
     kind = fields.text("type")
     if kind != "text":
         raise fields.fault(

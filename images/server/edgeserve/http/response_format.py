@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import Final
 
 from edgeserve.calls import JsonAnswer
-from edgeserve.http.fields import Fields
+from edgeserve.http.fields import Fields, Kinds
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+FORM: Final[Kinds] = MappingProxyType({"type": str, "json_schema": dict})
+JSON_SCHEMA: Final[Kinds] = MappingProxyType(
+    {"name": str, "description": str, "strict": bool, "schema": dict}
+)
 
 
 def parse_response_format(fields: Fields) -> JsonAnswer | None:
@@ -22,10 +27,12 @@ def parse_response_format(fields: Fields) -> JsonAnswer | None:
     given = fields.typed("response_format", dict)
     if given is None:
         return None
-    form = Fields(given, fields.name("response_format"))
+    form = Fields(given, FORM, fields.name("response_format"))
     kind = form.text("type")
-    inner = form.typed("json_schema", dict) if kind == "json_schema" else None
+    inner = form.typed("json_schema", dict)
     form.finish()
+    if inner is not None and kind in {"text", "json_object"}:
+        raise form.fault("json_schema", "is only allowed when 'type' is 'json_schema'", code="invalid_value")
     match kind:
         case "text":
             return None
@@ -40,9 +47,9 @@ def parse_response_format(fields: Fields) -> JsonAnswer | None:
 def _parse_json_schema(form: Fields, inner: dict[str, object] | None) -> JsonAnswer:
     if inner is None:
         raise form.fault("json_schema", "is missing", code="missing_required_parameter")
-    fields = Fields(inner, form.name("json_schema"))
+    fields = Fields(inner, JSON_SCHEMA, form.name("json_schema"))
     name = fields.text("name")
-    if name is None or _NAME.fullmatch(name) is None:
+    if name is None or NAME.fullmatch(name) is None:
         raise fields.fault("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -", code="invalid_value")
     fields.text("description")
     fields.flag("strict")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 from edgeserve.calls import ChatCall, CompletionCall
-from edgeserve.http.fields import Fields, is_unicode
-from edgeserve.http.generation import parse_generation
+from edgeserve.http.fields import Fields, Integer, Kinds, is_unicode, make_neutral
+from edgeserve.http.generation import generation_fields, parse_generation
 from edgeserve.http.messages import parse_messages
 from edgeserve.http.response_format import parse_response_format
 from edgeserve.settings import LimitSettings
@@ -16,7 +15,7 @@ from edgeserve.settings import LimitSettings
 _MOST_CHAT_LOGPROBS, _MOST_COMPLETION_LOGPROBS = 20, 5  # OpenAI's bounds
 _COMPLETION_TOKENS: Final = 16  # OpenAI's default for /v1/completions
 
-_UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+_UNSUPPORTED: Final = make_neutral(
     {
         "n": (1,),
         "user": (),
@@ -25,9 +24,8 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "prompt_cache_key": (),
     }
 )
-_UNSUPPORTED_CHAT: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+_UNSUPPORTED_CHAT: Final = make_neutral(
     {
-        **_UNSUPPORTED,
         "tools": ([],),
         "tool_choice": ("none",),
         "parallel_tool_calls": (),
@@ -43,9 +41,32 @@ _UNSUPPORTED_CHAT: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "web_search_options": (),
     }
 )
-_UNSUPPORTED_COMPLETION: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-    {**_UNSUPPORTED, "best_of": (1,), "echo": (False,), "suffix": ("",)}
-)
+_UNSUPPORTED_COMPLETION: Final = make_neutral({"best_of": (1,), "echo": (False,), "suffix": ("",)})
+
+
+def chat_fields(limits: LimitSettings) -> Kinds:
+    """Declare the fields of a body of /v1/chat/completions."""
+    return {
+        **_UNSUPPORTED,
+        **_UNSUPPORTED_CHAT,
+        **generation_fields(limits),
+        "max_completion_tokens": Integer(low=1, high=limits.output_tokens),
+        "messages": list,
+        "response_format": dict,
+        "logprobs": bool,
+        "top_logprobs": Integer(low=0, high=_MOST_CHAT_LOGPROBS),
+    }
+
+
+def completion_fields(limits: LimitSettings) -> Kinds:
+    """Declare the fields of a body of /v1/completions."""
+    return {
+        **_UNSUPPORTED,
+        **_UNSUPPORTED_COMPLETION,
+        **generation_fields(limits),
+        "prompt": object,
+        "logprobs": Integer(low=0, high=_MOST_COMPLETION_LOGPROBS),
+    }
 
 
 def parse_chat(document: Mapping[str, Any], *, limits: LimitSettings, model: str) -> ChatCall:
@@ -54,11 +75,10 @@ def parse_chat(document: Mapping[str, Any], *, limits: LimitSettings, model: str
     Raises:
         ApiError: 404 for another model, 400 for anything else, naming the field.
     """
-    fields = Fields(document)
-    fields.refuse(_UNSUPPORTED_CHAT)
-    most = fields.integer("max_completion_tokens", low=1, high=limits.output_tokens)
+    fields = Fields(document, chat_fields(limits))
+    most = fields.integer("max_completion_tokens")
     generation = parse_generation(
-        fields, limits=limits, model=model, newer_output_tokens=most, logprobs=_parse_chat_logprobs(fields)
+        fields, model=model, newer_output_tokens=most, logprobs=_parse_chat_logprobs(fields)
     )
     messages = fields.typed("messages", list)
     answer = parse_response_format(fields)
@@ -72,13 +92,10 @@ def parse_completion(document: Mapping[str, Any], *, limits: LimitSettings, mode
     Raises:
         ApiError: 404 for another model, 400 for anything else, naming the field.
     """
-    fields = Fields(document)
-    fields.refuse(_UNSUPPORTED_COMPLETION)
+    fields = Fields(document, completion_fields(limits))
     default = min(_COMPLETION_TOKENS, limits.output_tokens)
-    logprobs = fields.integer("logprobs", low=0, high=_MOST_COMPLETION_LOGPROBS)
-    generation = parse_generation(
-        fields, limits=limits, model=model, default_output_tokens=default, logprobs=logprobs
-    )
+    logprobs = fields.integer("logprobs")
+    generation = parse_generation(fields, model=model, default_output_tokens=default, logprobs=logprobs)
     prompt = _parse_prompt(fields, fields.take("prompt"))
     fields.finish()
     return CompletionCall(generation=generation, prompt=prompt)
@@ -86,7 +103,7 @@ def parse_completion(document: Mapping[str, Any], *, limits: LimitSettings, mode
 
 def _parse_chat_logprobs(fields: Fields) -> int | None:
     wanted = fields.flag("logprobs")
-    count = fields.integer("top_logprobs", low=0, high=_MOST_CHAT_LOGPROBS)
+    count = fields.integer("top_logprobs")
     if count and not wanted:
         raise fields.fault("top_logprobs", "is only allowed when 'logprobs' is true", code="invalid_value")
     return (count or 0) if wanted else None
