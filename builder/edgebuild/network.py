@@ -7,7 +7,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -24,21 +24,24 @@ _PROXY_HINT = "write it as http://HOST:PORT or https://HOST:PORT, or unset it"
 
 
 class Stop(threading.Event):
-    """Ends the work of other threads when it is set: their connections too, which else notice nothing before a time-out."""
+    """Ends the work of other threads when it is set: their connections and programs too, which else notice nothing before a time-out."""
 
     def __init__(self) -> None:
         """Nothing is stopped yet."""
         super().__init__()
         self._guard = threading.Lock()
         self._ends: list[socket.socket] = []
+        self._endings: list[Callable[[], None]] = []
         self._children: list[Stop] = []
 
     def set(self) -> None:
-        """End every connection, and those that are still being made when they are."""
+        """End every connection and program, and those that are still being made when they are."""
         super().set()
         with self._guard:
             for end in self._ends:
                 _shut_down(end)
+            for ending in self._endings:
+                ending()
             children = tuple(self._children)
         for child in children:
             child.set()
@@ -64,6 +67,19 @@ class Stop(threading.Event):
             with self._guard:
                 self._children.remove(child)
             child.close()
+
+    @contextmanager
+    def ending(self, end: Callable[[], None]) -> Iterator[None]:
+        """Have `end` called when this is set while the context lasts, or was set before; see process.run."""
+        with self._guard:
+            self._endings.append(end)
+            if self.is_set():
+                end()
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._endings.remove(end)
 
     def watch(self, request: httpx2.Request) -> None:
         """Learn of the connections that a request opens; a hook of httpx2."""

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from edgebuild.errors import ToolError
 
@@ -42,6 +42,13 @@ class Completed:
     returncode: int
 
 
+class Stopping(Protocol):
+    """What ends a program from another thread, e.g. network.Stop."""
+
+    def ending(self, end: Callable[[], None], /) -> AbstractContextManager[None]:
+        """Have `end` called, from any thread, when the program is to end while the context lasts."""
+
+
 def find_program(name: str, *, path: str | None = None) -> Path | None:
     """Return the absolute path of a program, or None.
 
@@ -53,7 +60,7 @@ def find_program(name: str, *, path: str | None = None) -> Path | None:
     return None if found is None else Path(found).absolute()
 
 
-def run(
+def run(  # noqa: PLR0913 - the one place that starts programs takes what any of them needs
     argv: Sequence[str | Path],
     *,
     environment: Mapping[str, str],
@@ -63,6 +70,7 @@ def run(
     hint: str = "",
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    stop: Stopping | None = None,
 ) -> Completed:
     """Run a program to its end and return what it said.
 
@@ -75,6 +83,7 @@ def run(
         hint: What the user can do when it fails.
         check: Whether a non-zero exit is an error.
         on_line: Called with each line of the standard output while it runs (progress); called on this thread.
+        stop: Ends it from another thread; it then counts as failed by a signal.
 
     Raises:
         ToolError: It cannot be started, fails or takes too long.
@@ -83,15 +92,18 @@ def run(
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as source:
         source.write(stdin)
         source.seek(0)
-        with _started(
-            words,
-            environment=environment,
-            cwd=cwd,
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            hint=hint,
-        ) as process:
+        with (
+            _started(
+                words,
+                environment=environment,
+                cwd=cwd,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                hint=hint,
+            ) as process,
+            stop.ending(lambda: _terminate(process)) if stop else nullcontext(),
+        ):
             try:
                 output = (
                     _read_lines(process, on_line) if on_line else process.communicate(timeout=timeout_s)[0]
@@ -188,13 +200,19 @@ def _read_lines(process: subprocess.Popen[bytes], on_line: Callable[[str], None]
 def _stop(process: subprocess.Popen[bytes], life: socket.socket) -> None:
     """End the program politely, then by force, then whatever it left behind. A process that is gone is fine."""
     if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        _terminate(process)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_STOP_GRACE_S)
     life.shutdown(socket.SHUT_WR)
     # The guard closes its end when nothing of the session lives.
     life.recv(1)
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    # Not yet waited for, so that the number is still its own.
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _failure(completed: Completed) -> str:

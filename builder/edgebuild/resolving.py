@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from edgebuild.artifacts.debian import Resolution, find_archives, resolve_packages
 from edgebuild.artifacts.pypi import IndexFile, choose_wheel, find_index_urls, list_files
@@ -10,7 +11,7 @@ from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.host import Host
 from edgebuild.lock import PLATFORMS, Lock, LockedArtifact, LockedInput
-from edgebuild.network import make_client
+from edgebuild.network import Stop, make_client
 from edgebuild.oci.platform import LINUX_AMD64, Platform
 from edgebuild.progress import Progress
 
@@ -31,18 +32,30 @@ def resolve_lock(
     recipes = load_recipes(source.images)
     with (
         progress.task("resolve Debian packages and wheels") as task,
+        closing(Stop()) as stop,
         ThreadPoolExecutor(8, thread_name_prefix="resolve") as pool,
     ):
         task.status("apt and package index")
-        wheels = pool.submit(_resolve_requirements, recipes, host)
-        pending = {
-            platform: pool.submit(
-                _resolve_debian, recipes, platform, host=host, store=store, mirrors=source.mirrors
-            )
-            for platform in PLATFORMS
-        }
-        resolved = {platform: future.result() for platform, future in pending.items()}
-        files = wheels.result()
+        try:
+            wheels = pool.submit(_resolve_requirements, recipes, host, stop)
+            pending = {
+                platform: pool.submit(
+                    _resolve_debian,
+                    recipes,
+                    platform,
+                    host=host,
+                    store=store,
+                    mirrors=source.mirrors,
+                    stop=stop,
+                )
+                for platform in PLATFORMS
+            }
+            resolved = {platform: future.result() for platform, future in pending.items()}
+            files = wheels.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     artifacts = []
     for recipe in recipes:
         for platform in PLATFORMS:
@@ -64,7 +77,13 @@ def resolve_lock(
 
 
 def _resolve_debian(
-    recipes: tuple[Recipe, ...], platform: Platform, *, host: Host, store: Store, mirrors: tuple[str, ...]
+    recipes: tuple[Recipe, ...],
+    platform: Platform,
+    *,
+    host: Host,
+    store: Store,
+    mirrors: tuple[str, ...],
+    stop: Stop,
 ) -> dict[str, Resolution]:
     """Resolve the closures of all recipes for a platform, by the recipe's name."""
     found: dict[str, Resolution] = {}
@@ -80,18 +99,21 @@ def _resolve_debian(
             archives=find_archives(suite, host=host, mirrors=mirrors),
             host=host,
             store=store,
+            stop=stop,
         )
         found |= dict(zip(asked, resolved, strict=True))
     return found
 
 
-def _resolve_requirements(recipes: tuple[Recipe, ...], host: Host) -> dict[str, tuple[IndexFile, ...]]:
+def _resolve_requirements(
+    recipes: tuple[Recipe, ...], host: Host, stop: Stop
+) -> dict[str, tuple[IndexFile, ...]]:
     """List the files of every project that a requirements file pins."""
     projects = sorted({item.project for recipe in recipes for item in recipe.requirements()})
     if not projects:
         return {}
     urls = find_index_urls(host)
-    with make_client(host.environment) as client, ThreadPoolExecutor(8) as pool:
+    with make_client(host.environment, stop=stop) as client, ThreadPoolExecutor(8) as pool:
         listed = pool.map(lambda project: list_files(project, urls=urls, client=client), projects)
         return dict(zip(projects, listed, strict=True))
 

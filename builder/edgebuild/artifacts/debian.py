@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
 from edgebuild.host import Host
-from edgebuild.process import find_program, run
+from edgebuild.process import Stopping, find_program, run
 
 KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.gpg"),
@@ -126,6 +126,7 @@ def resolve_packages(
     archives: tuple[Archive, ...],
     host: Host,
     store: Store,
+    stop: Stopping | None = None,
 ) -> tuple[Resolution, ...]:
     """Find, for each closure on its own, its packages and all that they depend on, in their current versions.
 
@@ -135,6 +136,7 @@ def resolve_packages(
         archives: Where to look.
         host: This machine.
         store: Keeps apt's lists between runs.
+        stop: Ends apt from another thread.
 
     Returns:
         The closures in the same order.
@@ -148,7 +150,7 @@ def resolve_packages(
             f"the keys of Debian's archive are missing: {KEYRINGS[0]}",
             hint="install the package debian-archive-keyring",
         )
-    apt = _PrivateApt(store.scratch(f"apt-{architecture}"), host)
+    apt = _PrivateApt(store.scratch(f"apt-{architecture}"), host, stop)
     suites = ", ".join(suite for archive in archives for suite in archive.suites)
     where = f"{suites} for {architecture} from {' and '.join(archive.url for archive in archives)}"
     with store.alone(f"apt-{architecture}"):
@@ -194,8 +196,9 @@ class _Chosen:
 class _PrivateApt:
     """apt-get with a state folder of its own."""
 
-    def __init__(self, folder: Path, host: Host) -> None:
+    def __init__(self, folder: Path, host: Host, stop: Stopping | None) -> None:
         self._folder = folder
+        self._stop = stop
         self._environment = {
             **host.environment,
             "APT_CONFIG": str(folder / "apt.conf"),
@@ -239,7 +242,13 @@ class _PrivateApt:
 
     def run(self, *arguments: str, failure: str, hint: str) -> str:
         """Run apt-get and return its output."""
-        done = run(["apt-get", *arguments], environment=self._environment, check=False, hint=_NO_APT_HINT)
+        done = run(
+            ["apt-get", *arguments],
+            environment=self._environment,
+            check=False,
+            hint=_NO_APT_HINT,
+            stop=self._stop,
+        )
         if done.returncode != 0:
             said = [line[3:].strip() for line in done.stderr.splitlines() if line.startswith("E: ")]
             raise ToolError(f"{failure}: {' | '.join(said[:3]) or done.stderr.strip()[-200:]}", hint=hint)
