@@ -10,6 +10,7 @@ pytest_plugins = (
     "tests.support.bench",
     "tests.support.small_disk",
     "tests.support.llama",
+    "tests.support.torch",
 )
 
 

@@ -259,13 +259,18 @@ def engine_source(store: Path, lock: Path) -> Path:
     return sources.fetch_all(tuple(item for item in inputs if item.name == "llama-cpp-python"))[0]
 
 
-def _open(store: Path) -> tuple[Host, Store, Sources]:
+def open_store(folder: Path) -> tuple[Host, Store]:
+    """Open a store as this machine's edgebuild would."""
     host = make_host(
         environment=os.environ,
         working_directory=Path.cwd(),
         cpu_count=len(os.sched_getaffinity(0)),
         now_s=int(time.time()),
-        cache=store,
+        cache=folder,
     )
-    opened = Store(host.cache_directory, progress=SilentProgress())
+    return host, Store(host.cache_directory, progress=SilentProgress())
+
+
+def _open(store: Path) -> tuple[Host, Store, Sources]:
+    host, opened = open_store(store)
     return host, opened, Sources(host=host, store=opened, progress=SilentProgress())

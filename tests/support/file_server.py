@@ -114,6 +114,8 @@ class FileServer:
         if asked:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(page.body)}"
         _send_head(handler, 206 if asked else 200, end - begin, headers)
+        if handler.command == "HEAD":
+            return
         if 0 <= page.silent_from <= begin:
             handler.wfile.flush()
             self.ended.wait()
@@ -146,6 +148,9 @@ def file_server() -> Iterator[FileServer]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            server.answer(self)
+
+        def do_HEAD(self) -> None:
             server.answer(self)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002

@@ -4,14 +4,11 @@ Source: the simple repository API, https://packaging.python.org/en/latest/specif
 (JSON of PEP 691 with sizes of PEP 700; HTML for indexes that have no JSON).
 """
 
-import configparser
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
 import httpx2
@@ -19,6 +16,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from uv import find_uv_bin
 
+from edgebuild.artifacts.pip_settings import read_pip_settings
 from edgebuild.artifacts.requirements import PinnedRequirement
 from edgebuild.errors import ToolError
 from edgebuild.host import Host
@@ -58,12 +56,12 @@ def find_index_urls(host: Host) -> tuple[str, ...]:
     Raises:
         ToolError: uv cannot be asked.
     """
-    environment = host.environment
-    settings = _pip_settings(host)
-    main = environment.get("PIP_INDEX_URL") or settings.get("index-url") or _uv_index(host)
-    extra = f"{environment.get('PIP_EXTRA_INDEX_URL', '')} {settings.get('extra-index-url', '')}".split()
+    settings = read_pip_settings(host)
+    main = settings.index_url or _uv_index(host)
     urls = dict.fromkeys(
-        url.rstrip("/") + "/" for url in (main, *extra) if url.startswith(("http:", "https:"))
+        url.rstrip("/") + "/"
+        for url in (main, *settings.extra_index_urls)
+        if url.startswith(("http:", "https:"))
     )
     if not urls:
         raise ToolError(
@@ -219,34 +217,3 @@ def _uv_index(host: Host) -> str:
     if match is None:
         raise ToolError("uv does not tell its package index", hint="set PIP_INDEX_URL")
     return match[1]
-
-
-def _pip_settings(host: Host) -> dict[str, str]:
-    """Read pip's configuration files, later ones over earlier ones (pip's documentation, "Configuration")."""
-    settings: dict[str, str] = {}
-    for path in _pip_files(host):
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read(path, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise ToolError(f"{path}: cannot be read: {error}", hint="mend pip's configuration") from error
-        for section in ("global", "install"):
-            if parser.has_section(section):
-                settings |= dict(parser.items(section))
-    return settings
-
-
-def _pip_files(host: Host) -> Iterator[Path]:
-    environment = host.environment
-    named = environment.get("PIP_CONFIG_FILE")
-    if named == "/dev/null":
-        return
-    home = Path(environment.get("HOME", "/nonexistent"))
-    for folder in environment.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":"):
-        yield Path(folder) / "pip/pip.conf"
-    yield Path("/etc/pip.conf")
-    yield home / ".pip/pip.conf"
-    yield Path(environment.get("XDG_CONFIG_HOME", str(home / ".config"))) / "pip/pip.conf"
-    yield Path(sys.prefix) / "pip.conf"
-    if named:
-        yield Path(named)

@@ -19,6 +19,7 @@ _COMMANDS = {
     "image": ("edgebuild.cli.image", "Build a signed image for one or more devices."),
     "profiles": ("edgebuild.cli.profiles", "List, show and check device profiles."),
     "fit": ("edgebuild.cli.fit", "Show whether a model fits a device, with the arithmetic."),
+    "model": ("edgebuild.cli.model", "Prepare models: set up what converting them needs."),
     "test": (
         "edgebuild.cli.test",
         "Start the images of a layout on their processor models and ask a question.",
