@@ -56,7 +56,7 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
             "slots": profile.server.slots,
             "threads": tuning.threads or profile.cpu.cores,
             "batch_threads": tuning.batch_threads or 0,
-            "kv_type": tuning.kv_type,
+            "kv_type": plan.fit.kv_type,
             "flash_attention": tuning.flash_attention,
             "mmap": tuning.mmap,
             "mlock": tuning.mlock,
@@ -156,7 +156,7 @@ Made by edgebuild {__version__} for {plan.profile.description or plan.profile.na
 | Source | {_source_line(plan)} |
 | Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}) |
 | Layer digest | {model_digest} |
-| Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time |
+| Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time, cache of {fit.kv_type} |
 
 Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fit.budget_formula}):
 

@@ -1,10 +1,9 @@
 """Sizing: how much memory a model takes on a device, and whether that fits. Pure arithmetic over header and profile."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgebuild.errors import PlanError
-from edgebuild.model_spec import ModelSpec, quantized_file_name
+from edgebuild.model_spec import ModelSpec
 from edgebuild.profile import DeviceProfile
 
 # Resident memory of Python, the server's packages and the engine's libraries: 54 MB was measured on a running image with
@@ -16,25 +15,6 @@ GRPC_BYTES = 28 << 20
 # Source: llama.cpp ggml/src/ggml-common.h.
 _KV_BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}
 _FLOAT_BYTES = 4
-
-# Bits per weight of the matrices of a file of each type, averaged over Llama-family models; for estimates before
-# quantising only. Source: llama.cpp tools/quantize/README.md, table "Bits/Weight".
-_BITS_PER_WEIGHT = {
-    "F32": 32.0,
-    "F16": 16.0,
-    "BF16": 16.0,
-    "Q8_0": 8.5,
-    "Q6_K": 6.57,
-    "Q5_K_M": 5.70,
-    "Q5_K_S": 5.57,
-    "Q4_K_M": 4.89,
-    "Q4_K_S": 4.67,
-    "Q4_0": 4.66,
-    "Q3_K_L": 4.30,
-    "Q3_K_M": 4.00,
-    "Q3_K_S": 3.64,
-    "Q2_K": 3.16,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +39,9 @@ class Fit:
     Attributes:
         profile: Name of the profile.
         quantization: Type that the image would hold.
+        kv_type: Element type of the key/value cache.
         context_tokens: Longest sequence of one slot.
+        model_bytes: Size of the model.
         rows: The arithmetic; the sizes add up to `need_bytes`.
         budget_bytes: Memory × (1 − reserve).
         budget_formula: How the budget comes about.
@@ -70,7 +52,9 @@ class Fit:
 
     profile: str
     quantization: str
+    kv_type: str
     context_tokens: int
+    model_bytes: int
     rows: tuple[FitRow, ...]
     budget_bytes: int
     budget_formula: str
@@ -84,6 +68,11 @@ class Fit:
         return sum(row.size_bytes for row in self.rows)
 
     @property
+    def excess_bytes(self) -> int:
+        """How far memory or storage, whichever is the worse, is from sufficing, in bytes; at most 0 where it fits."""
+        return max(self.need_bytes - self.budget_bytes, self.storage_need_bytes - self.storage_bytes)
+
+    @property
     def refusal(self) -> str:
         """Why it does not fit, on one line; empty when it fits."""
         if self.need_bytes > self.budget_bytes:
@@ -91,45 +80,6 @@ class Fit:
         if self.storage_need_bytes > self.storage_bytes:
             return f"needs {format_bytes(self.storage_need_bytes)} of storage while it is pulled, {self.profile} has {format_bytes(self.storage_bytes)}"
         return ""
-
-
-def planned_quantization(model: ModelSpec, profile: DeviceProfile, *, override: str | None) -> str:
-    """Decide the type of the weights in the image.
-
-    A 16-bit model is quantised to the profile's type, or to the one the user asks for; one that is quantised already
-    is taken as it is, since quantising twice only loses.
-
-    Raises:
-        PlanError: The user asks for another type of a model that is quantised already.
-    """
-    wanted = override or profile.quantization
-    if model.is_unquantized:
-        return wanted
-    if override is not None and override != model.quantization:
-        raise PlanError(
-            f"{model.file_name} is {model.quantization} already and cannot be made {override}",
-            hint="leave --quantization out, or give the 16-bit GGUF of this model",
-        )
-    return model.quantization
-
-
-def wanted_types(profiles: Iterable[DeviceProfile], *, override: str | None) -> tuple[str, ...]:
-    """List the types of weights that devices want, each once: what decides between several files of one model."""
-    return tuple(dict.fromkeys(override or profile.quantization for profile in profiles))
-
-
-def estimate_quantized(model: ModelSpec, quantization: str) -> ModelSpec:
-    """Describe the model as it would be after quantising, its size estimated from the average bits per weight."""
-    if quantization == model.quantization:
-        return model
-    matrices = model.matrix_parameters * _BITS_PER_WEIGHT[quantization] / 8
-    rest = (model.parameters - model.matrix_parameters) * _FLOAT_BYTES
-    return replace(
-        model,
-        quantization=quantization,
-        file_name=quantized_file_name(model.file_name, quantization),
-        file_bytes=round(matrices) + rest,
-    )
 
 
 def kv_cache_bytes(model: ModelSpec, *, context_tokens: int, slots: int, kv_type: str) -> int:
@@ -165,11 +115,26 @@ def compute_bytes(model: ModelSpec, *, batch_tokens: int, score_tokens: int) -> 
     return batch_tokens * per_token * _FLOAT_BYTES
 
 
-def make_fit(model: ModelSpec, profile: DeviceProfile, *, is_estimate: bool) -> Fit:
-    """Work out what `model`, as it will be in the image, takes on the device of `profile`."""
-    context = planned_context(model, profile)
+def make_fit(
+    model: ModelSpec,
+    profile: DeviceProfile,
+    *,
+    is_estimate: bool,
+    kv_type: str | None = None,
+    context_tokens: int | None = None,
+) -> Fit:
+    """Work out what a model takes on a device.
+
+    Args:
+        model: The model as it will be in the image.
+        profile: The device.
+        is_estimate: Whether the model's size is computed, not measured.
+        kv_type: Element type of the key/value cache; None takes the profile's.
+        context_tokens: Longest sequence of one slot; None takes the profile's, or what the model was trained for.
+    """
+    context = context_tokens or planned_context(model, profile)
     slots, batch = profile.server.slots, min(profile.batch, context)
-    kv_total, kv_type = sum(model.kv_heads), profile.tuning.kv_type
+    kv_total, kv_type = sum(model.kv_heads), kv_type or profile.tuning.kv_type
     score_tokens = context if profile.tuning.flash_attention == "off" else 0
     held = f"activations + {model.heads} heads × {context} scores" if score_tokens else "activations"
     rows: tuple[FitRow, ...] = (
@@ -196,7 +161,9 @@ def make_fit(model: ModelSpec, profile: DeviceProfile, *, is_estimate: bool) -> 
     return Fit(
         profile=profile.name,
         quantization=model.quantization,
+        kv_type=kv_type,
         context_tokens=context,
+        model_bytes=model.file_bytes,
         rows=rows,
         budget_bytes=profile.budget_bytes,
         budget_formula=f"{format_bytes(profile.memory)} × (1 − {profile.reserve / 10:g} %)",
@@ -218,7 +185,7 @@ def verify_fit(fit: Fit, *, model_name: str) -> None:
         PlanError: It does not fit; the message says by how much.
     """
     if fit.refusal:
-        about = " (estimated before quantising)" if fit.is_estimate else ""
+        about = " (computed before quantising)" if fit.is_estimate else ""
         raise PlanError(
             f"{model_name} as {fit.quantization} does not fit {fit.profile}{about}: {fit.refusal}",
             hint="take a smaller model, a smaller --quantization (e.g. Q4_K_M), or a profile with less context, fewer slots, a smaller tuning.kv_type or more memory",

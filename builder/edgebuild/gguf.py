@@ -69,12 +69,14 @@ class GgufHeader:
         metadata: Scalars, strings up to 1 MiB and short arrays of whole numbers, by key.
         array_lengths: Items of every array, by key.
         tensors: The tensor table in file order.
+        header_bytes: Bytes before the tensors' data, alignment left out.
         file_bytes: Size of the file.
     """
 
     metadata: Mapping[str, Value]
     array_lengths: Mapping[str, int]
     tensors: tuple[Tensor, ...]
+    header_bytes: int
     file_bytes: int
 
 
@@ -143,6 +145,7 @@ class _Reader:
             metadata=MappingProxyType(metadata),
             array_lengths=MappingProxyType(lengths),
             tensors=tuple(tensor for tensor, _ in table),
+            header_bytes=self._at,
             file_bytes=self._size,
         )
 

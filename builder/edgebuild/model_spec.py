@@ -1,13 +1,17 @@
 """What planning needs to know of a model, taken from its GGUF header."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgebuild.errors import ModelError
-from edgebuild.gguf import GgufHeader
+from edgebuild.gguf import GgufHeader, Tensor
 from edgebuild.gguf_types import FILE_TYPES, TENSOR_TYPES
+from edgebuild.tensor_types import Traits, stored_bytes, tensor_types
 
 _SIXTEEN_BIT = frozenset({"F32", "F16", "BF16"})
+# What llama.cpp writes of its own (llama-quant.cpp, llama_model_quantize_impl), each a key, a type and 32 bits.
+_KEYS_OF_QUANTIZING = ("general.quantization_version", "general.file_type")
+_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,11 +25,14 @@ class ModelSpec:
         quantization: llama.cpp's name of the file's type, e.g. "Q4_K_M".
         licence: Licence as the header states it, or "".
         parameters: Number of weights.
-        matrix_parameters: Number of those that lie in matrices, which are what quantising shrinks.
+        tensors: The tensors, in the file's order.
+        header_bytes: Bytes before the tensors' data, alignment left out, as they are once llama.cpp has quantised the file.
         file_bytes: Size of the file.
         layers: Number of blocks.
         kv_heads: Key/value heads of each block; shape (layers,).
         heads: Attention heads of the block that has most.
+        query_groups: Attention heads of the first block that share one key/value head.
+        experts: Experts of a feed-forward layer; 0 where there are none.
         key_length: Elements of one key.
         value_length: Elements of one value.
         embedding: Elements of the hidden state.
@@ -41,11 +48,14 @@ class ModelSpec:
     quantization: str
     licence: str
     parameters: int
-    matrix_parameters: int
+    tensors: tuple[Tensor, ...]
+    header_bytes: int
     file_bytes: int
     layers: int
     kv_heads: tuple[int, ...]
     heads: int
+    query_groups: int
+    experts: int
     key_length: int
     value_length: int
     embedding: int
@@ -71,6 +81,40 @@ def make_model_spec(header: GgufHeader, *, file_name: str) -> ModelSpec:
         ModelError: The header lacks a value that every text model has, or describes no text model.
     """
     return _Facts(header, file_name).spec()
+
+
+def estimate_quantized(model: ModelSpec, quantization: str, *, has_matrix: bool = False) -> ModelSpec:
+    """Describe the model as llama.cpp would make it in another type.
+
+    Args:
+        model: The model; one that is not in 16 or 32 bit is what it is.
+        quantization: llama.cpp's name of the type.
+        has_matrix: Whether it is made with an importance matrix.
+    """
+    if quantization == model.quantization:
+        return model
+    traits = Traits(
+        architecture=model.architecture,
+        layers=model.layers,
+        query_groups=model.query_groups,
+        experts=model.experts,
+    )
+    kinds = tensor_types(model.tensors, quantization=quantization, traits=traits, has_matrix=has_matrix)
+    tensors = tuple(
+        replace(tensor, type=kind, size_bytes=stored_bytes(tensor, kind))
+        for tensor, kind in zip(model.tensors, kinds, strict=True)
+    )
+    return replace(
+        model,
+        quantization=quantization,
+        file_name=quantized_file_name(model.file_name, quantization),
+        tensors=tensors,
+        file_bytes=_aligned(model.header_bytes) + sum(_aligned(tensor.size_bytes) for tensor in tensors),
+    )
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def slug(text: str) -> str:
@@ -101,7 +145,8 @@ class _Facts:
             )
         layers = self._positive("block_count")
         embedding = self._positive("embedding_length")
-        heads = max(self._per_layer("attention.head_count", layers, 0))
+        heads_of = self._per_layer("attention.head_count", layers, 0)
+        heads = max(heads_of)
         if heads < 1:
             raise self._unusable("it has no attention heads, so its memory cannot be planned")
         kv_heads = self._per_layer("attention.head_count_kv", layers, heads)
@@ -112,13 +157,15 @@ class _Facts:
             quantization=self._quantization(),
             licence=self._text("general.license"),
             parameters=sum(_elements(tensor.shape) for tensor in self._header.tensors),
-            matrix_parameters=sum(
-                _elements(tensor.shape) for tensor in self._header.tensors if len(tensor.shape) > 1
-            ),
+            tensors=self._header.tensors,
+            header_bytes=self._header.header_bytes
+            + sum(8 + len(key) + 8 for key in _KEYS_OF_QUANTIZING if key not in self._header.metadata),
             file_bytes=self._header.file_bytes,
             layers=layers,
             kv_heads=kv_heads,
             heads=heads,
+            query_groups=heads_of[0] // kv_heads[0] if kv_heads[0] else 0,
+            experts=self._own_number("expert_count", 0),
             key_length=self._own_number("attention.key_length", embedding // heads),
             value_length=self._own_number("attention.value_length", embedding // heads),
             embedding=embedding,

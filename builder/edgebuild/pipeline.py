@@ -39,7 +39,7 @@ from edgebuild.plan import (
     notes,
     software_roles,
 )
-from edgebuild.preparing import choose_quantization, model_origin, prepare_model, verify_licence
+from edgebuild.preparing import choose, model_origin, prepare, prepare_model, verify_licence
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
@@ -54,13 +54,13 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
     """
     # (1) Refuse what cannot fit or must not be passed on before anything is built.
     verify_licence(request)
-    wanted = {profile.name: choose_quantization(request, profile) for profile in request.profiles}
+    choices = choose(request)
 
     # Where it goes is opened first too: what cannot be written is refused before the work, not after.
     with _open_sink(request, context) as sink:
         # (2) Settle which packages go in.
         watch = Stopwatch()
-        quantizes = any(target != request.model.spec.quantization for target in wanted.values())
+        quantizes = any(choice.quantization != request.model.spec.quantization for choice in choices.values())
         with watch.step("lock"):
             engine = _open_engine(request.lock, _needed(request, context, quantizes=quantizes), context)
         epoch_s = context.host.source_date_epoch_s
@@ -68,16 +68,23 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
 
         # (3, 4) Quantise each type once, then plan with the true sizes.
-        models: dict[str, ModelFile] = {}
-        plans: list[BuildPlan] = []
-        for profile in request.profiles:
-            target = wanted[profile.name]
-            with watch.step("quantize"):
-                if target not in models:
-                    models[target] = prepare_model(request, target, engine=engine, context=context)
-            plans.append(
-                make_plan(profile, models[target].spec, model_origin(request.model, target), epoch_s=epoch_s)
+        with watch.step("quantize"):
+            prepared = prepare(
+                request,
+                choices,
+                make=lambda target: prepare_model(request, target, engine=engine, context=context),
+                context=context,
             )
+        plans = [
+            make_plan(
+                profile,
+                prepared[profile.name].model.spec,
+                model_origin(request.model, prepared[profile.name].choice.quantization),
+                epoch_s=epoch_s,
+                choice=prepared[profile.name].choice,
+            )
+            for profile in request.profiles
+        ]
         plans.sort(key=lambda plan: plan.demand)
         for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
             context.progress.note(text)
@@ -85,7 +92,7 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         # (5, 6, 7) Each image: layers, config, manifest; then it must run.
         built = []
         for plan in plans:
-            model = models[wanted[plan.profile.name]]
+            model = prepared[plan.profile.name].model
             built.append(
                 _build_image(
                     plan, model, engine=engine, sink=sink, request=request, context=context, watch=watch

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgebuild import __version__
+from edgebuild.choice import Choice
 from edgebuild.errors import PlanError
-from edgebuild.fit import Fit, make_fit, verify_fit
+from edgebuild.fit import Fit, make_fit, planned_context, verify_fit
 from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.image import RunConfig, rfc3339
@@ -126,7 +127,14 @@ def software_roles(profile: DeviceProfile) -> tuple[Role, ...]:
     return tuple(role for role in ARTIFACTS if role is not Role.GRPC or profile.server.grpc)
 
 
-def make_plan(profile: DeviceProfile, model: ModelSpec, origin: ModelOrigin, *, epoch_s: int) -> BuildPlan:
+def make_plan(
+    profile: DeviceProfile,
+    model: ModelSpec,
+    origin: ModelOrigin,
+    *,
+    epoch_s: int,
+    choice: Choice | None = None,
+) -> BuildPlan:
     """Decide an image: check that the model fits, choose layers and settings.
 
     Args:
@@ -134,11 +142,18 @@ def make_plan(profile: DeviceProfile, model: ModelSpec, origin: ModelOrigin, *, 
         model: The model as it will be in the image, after quantising.
         origin: Where it comes from.
         epoch_s: Time of creation, seconds since 1970.
+        choice: Type of the cache and length of the context; None takes the profile's own.
 
     Raises:
         PlanError: The model does not fit the device.
     """
-    fit = make_fit(model, profile, is_estimate=False)
+    fit = make_fit(
+        model,
+        profile,
+        is_estimate=False,
+        kv_type=choice.kv_type if choice else None,
+        context_tokens=choice.context_tokens if choice else None,
+    )
     verify_fit(fit, model_name=model.name)
     if fit.context_tokens <= 16:
         raise PlanError(
@@ -163,13 +178,25 @@ def notes(plan: BuildPlan) -> tuple[str, ...]:
         found.append(
             f"{plan.profile.name}: CPU only; this release does not use the device's {plan.profile.accelerator} accelerator yet"
         )
-    if plan.fit.context_tokens < plan.profile.context:
-        found.append(
-            f"{plan.profile.name}: context is {plan.fit.context_tokens} tokens, not {plan.profile.context}: the model was trained for no more"
-        )
+    found += _shortened(plan)
     if not plan.model.licence:
         found.append(f"{plan.model.name}: the model names no licence; see that you may distribute it")
     return tuple(found)
+
+
+def _shortened(plan: BuildPlan) -> list[str]:
+    """Tell where the image has less than the profile wishes."""
+    name, context, kv_type = plan.profile.name, plan.profile.context, plan.profile.tuning.kv_type
+    possible, found = planned_context(plan.model, plan.profile), []
+    if possible < context:
+        found.append(
+            f"{name}: context is {possible} tokens, not {context}: the model was trained for no more"
+        )
+    if plan.fit.context_tokens < possible:
+        found.append(f"{name}: context is {plan.fit.context_tokens} tokens, not {possible}, so that it fits")
+    if plan.fit.kv_type != kv_type:
+        found.append(f"{name}: the cache is {plan.fit.kv_type}, not {kv_type}")
+    return found
 
 
 def make_run(plan: BuildPlan, *, model_digest: Digest) -> RunConfig:
@@ -224,6 +251,7 @@ def make_labels(plan: BuildPlan, *, model_digest: Digest) -> dict[str, str]:
         "dev.edgebuild.memory.need_bytes": str(plan.fit.need_bytes),
         "dev.edgebuild.memory.budget_bytes": str(plan.fit.budget_bytes),
         "dev.edgebuild.context_tokens": str(plan.fit.context_tokens),
+        "dev.edgebuild.kv_type": plan.fit.kv_type,
         "dev.edgebuild.model.name": model.name,
         "dev.edgebuild.model.digest": str(model_digest),
         "dev.edgebuild.model.quantization": model.quantization,

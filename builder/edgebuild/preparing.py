@@ -1,14 +1,31 @@
 """From the model that the user named to the one that an image holds: what may go in, which type fits, and making it."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edgebuild.choice import Choice, Version, name_choice, verify_selection
 from edgebuild.engine.native import NativeEngine
 from edgebuild.errors import PlanError
-from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, verify_fit
+from edgebuild.fit import format_bytes
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile, file_digest
 from edgebuild.oci.platform import Platform
 from edgebuild.plan import ModelOrigin
 from edgebuild.profile import DeviceProfile
 from edgebuild.request import Context, ImageRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What an image is going to hold.
+
+    Attributes:
+        model: The model as it is in the image.
+        choice: Its type, that of the cache, and the context.
+    """
+
+    model: ModelFile
+    choice: Choice
 
 
 def verify_licence(request: ImageRequest) -> None:
@@ -24,19 +41,79 @@ def verify_licence(request: ImageRequest) -> None:
         )
 
 
-def choose_quantization(request: ImageRequest, profile: DeviceProfile) -> str:
-    """Decide the type of the weights for a profile and refuse what cannot fit.
+def choose(request: ImageRequest) -> dict[str, Choice]:
+    """Decide what each image holds, from computed sizes, and refuse what cannot fit.
+
+    Returns:
+        Choices by name of the profile.
 
     Raises:
-        PlanError: It does not fit, or the type cannot be had from this model.
+        PlanError: Nothing fits, or the type cannot be had from this model.
     """
-    spec = request.model.spec
-    target = planned_quantization(spec, profile, override=request.quantization)
-    verify_fit(
-        make_fit(estimate_quantized(spec, target), profile, is_estimate=target != spec.quantization),
-        model_name=spec.name,
-    )
-    return target
+    versions = request.versions()
+    return {
+        profile.name: verify_selection(
+            request.selection(profile, versions), model_name=request.model.spec.name
+        )
+        for profile in request.profiles
+    }
+
+
+def prepare(
+    request: ImageRequest,
+    choices: Mapping[str, Choice],
+    *,
+    make: Callable[[str], ModelFile],
+    context: Context,
+) -> Mapping[str, Prepared]:
+    """Make the models that the images hold, and choose again where one came out larger than computed.
+
+    Args:
+        request: The request.
+        choices: What was chosen from computed sizes, by name of the profile.
+        make: Gives the model in a type; each is asked for once.
+        context: Told where another choice had to be made.
+
+    Returns:
+        Models and choices by name of the profile; each fits with its true size.
+
+    Raises:
+        PlanError: With the true sizes nothing fits.
+        EdgebuildError: As `make` does.
+    """
+    versions = dict(request.versions())
+    made: dict[str, ModelFile] = {}
+    found: dict[str, Prepared] = {}
+    for profile in request.profiles:
+        choice, before = choices[profile.name], None
+        # Each round makes one more type or changes nothing, so it ends.
+        while choice != before:
+            before = choice
+            if choice.quantization not in made:
+                made[choice.quantization] = make(choice.quantization)
+                versions[choice.quantization] = Version(
+                    spec=made[choice.quantization].spec, is_estimate=False
+                )
+            choice = _choose_again(request, profile, versions, before=before, context=context)
+        found[profile.name] = Prepared(model=made[choice.quantization], choice=choice)
+    return found
+
+
+def _choose_again(
+    request: ImageRequest,
+    profile: DeviceProfile,
+    versions: Mapping[str, Version],
+    *,
+    before: Choice,
+    context: Context,
+) -> Choice:
+    selection = request.selection(profile, versions)
+    choice = verify_selection(selection, model_name=request.model.spec.name)
+    if choice != before:
+        context.progress.note(
+            f"{profile.name}: {before.quantization} came out at {format_bytes(versions[before.quantization].spec.file_bytes)}; so {name_choice(choice)}, not {name_choice(before)}"
+        )
+    return choice
 
 
 def prepare_model(request: ImageRequest, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:

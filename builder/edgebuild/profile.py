@@ -6,7 +6,7 @@ checked whole: every fault is reported at once, with file, path and line.
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from edgebuild.data import data_path
 from edgebuild.documents import Kind, Located, Section, check_document, load_yaml, overlay
 from edgebuild.errors import ProfileError
 from edgebuild.oci.platform import Platform
-from edgebuild.profile_engine import Tuning
+from edgebuild.profile_engine import Auto, Quantization, Tuning
 from edgebuild.profile_server import Server
 from edgebuild.quantities import Share, Size
 
@@ -23,11 +23,6 @@ CPU_VARIANTS = {
     "amd64": ("x64", "sse42", "haswell", "alderlake", "icelake"),
     "arm64": ("armv8.0_1", "armv8.2_2", "armv8.6_2"),
 }
-# llama.cpp's quantisation types that llama_model_quantize makes without an importance matrix.
-Quantization = Literal[
-    "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K"
-]  # fmt: skip
-QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
 _PROFILE = Kind(name="profile", beginning="`schema_version: 1` and `name: …`")
 
@@ -100,9 +95,11 @@ class DeviceProfile(Section):
         le=4096,
         description="Prompt tokens computed in one step; more is faster and takes more memory",
     )
-    quantization: Quantization = Field(
-        default="Q4_K_M", description="Type that a 16-bit model is quantised to"
+    quantization: Literal[Quantization, "auto"] = Field(
+        default="Q4_K_M",
+        description="Type that a 16-bit model is quantised to; auto: the best that fits",
     )
+    auto: Auto = Field(default=Auto(), description="What may be chosen so that a model fits")
     tuning: Tuning = Field(default=Tuning(), description="How the engine uses memory and processor")
     server: Server = Field(default=Server(), description="The server in the image")
     deployment: Deployment = Field(
@@ -127,9 +124,18 @@ class DeviceProfile(Section):
             raise ValueError(
                 f"server.access.tls_minimum: gRPC speaks TLS 1.2 too, so {self.server.access.tls_minimum} cannot be kept with server.grpc"
             )
-        if limits.past_context == "shift" and 2 * limits.keep_tokens >= self.context:
+        return self
+
+    @model_validator(mode="after")
+    def _check_auto(self) -> "DeviceProfile":
+        limits, least = self.server.limits, self.auto.context.least or self.context
+        if least > self.context:
+            raise ValueError(f"auto.context.least: {least} is more than the context of {self.context} tokens")
+        if self.tuning.flash_attention == "off" and set(self.auto.kv_types) - {"f16"}:
+            raise ValueError("auto.kv_types: a cache of q8_0 or q4_0 needs flash attention, which is off")
+        if limits.past_context == "shift" and 2 * limits.keep_tokens >= least:
             raise ValueError(
-                f"server.limits.keep_tokens: {limits.keep_tokens} is not less than half of the context of {self.context} tokens"
+                f"server.limits.keep_tokens: {limits.keep_tokens} is not less than half of the context of {least} tokens"
             )
         return self
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebuild.artifacts.store import Store
+from edgebuild.choice import Selection, Version, make_selection, make_versions
 from edgebuild.host import Host
 from edgebuild.model.source import ModelFile
 from edgebuild.oci.image import Image
@@ -46,7 +47,7 @@ class ImageRequest:
     Attributes:
         profiles: Devices; at least one, no two of one name.
         model: The model.
-        quantization: Type asked for, or None for each profile's own.
+        quantization: Type asked for, "auto", or None for each profile's own.
         output: Folder of the layout, or None to write to the registry only.
         references: What the index is called: tags of one repository; empty when it has no name.
         push: Whether it goes to the registry that `references` name.
@@ -70,6 +71,14 @@ class ImageRequest:
     key: SigningKey | None
     key_name: str
     engine: str
+
+    def versions(self) -> Mapping[str, Version]:
+        """Describe the model in every type that one of the devices may get; see `make_versions`."""
+        return make_versions(self.model.spec, self.profiles, override=self.quantization)
+
+    def selection(self, profile: DeviceProfile, versions: Mapping[str, Version]) -> Selection:
+        """Decide what the image for one of the devices holds; see `make_selection`."""
+        return make_selection(self.model.spec, profile, versions=versions, override=self.quantization)
 
     @property
     def reference(self) -> Reference | None:

@@ -75,8 +75,8 @@ class TestResult:
         assert image["model_bytes"] == layers[0]["size_bytes"]
         assert image["software_bytes"] == sum(layer["size_bytes"] for layer in layers[1:])
         assert set(image["fit"]) == {
-            "profile", "quantization", "context_tokens", "need_bytes", "budget_bytes", "fits", "refusal",
-            "is_estimate", "rows",
+            "profile", "quantization", "kv_type", "context_tokens", "model_bytes", "need_bytes", "budget_bytes",
+            "fits", "refusal", "is_estimate", "rows",
         }  # fmt: skip
         assert (image["fit"]["fits"], image["fit"]["refusal"]) == (True, None)
         assert image["fit"]["need_bytes"] == sum(row["size_bytes"] for row in image["fit"]["rows"])

@@ -4,7 +4,7 @@ Both have the same vocabulary layout (SPM with byte tokens, ChatML control token
 bytes for the same arguments.
 
     write_tiny_gguf(path, *, dim=256, ff=512, layers=2, vocabulary_tokens=0, context_tokens=512, seed=0, dtype="f16",
-                    chat_template=CHATML)
+                    kv_heads=None, chat_template=CHATML)
     write_scripted_gguf(path, *, scripts, context_tokens=2048, chat_template=CHATML)
 """
 
@@ -163,6 +163,7 @@ def write_tiny_gguf(
     context_tokens: int = 512,
     seed: int = 0,
     dtype: str = "f16",
+    kv_heads: int | None = None,
     chat_template: str | None = CHATML,
 ) -> Path:
     """Write a Llama model with random weights.
@@ -174,6 +175,7 @@ def write_tiny_gguf(
             says no control token, so that every answer is as long as it may be. 0 leaves it small.
         context_tokens: Longest context that the header declares.
         dtype: `f16` or `f32`; with `f32`, greedy text does not depend on what else is in the batch.
+        kv_heads: Key/value heads of 64; by default half as many as attention heads.
         chat_template: Jinja text; None leaves the key out.
 
     Returns:
@@ -185,7 +187,8 @@ def write_tiny_gguf(
     while vocabulary.size < vocabulary_tokens:
         vocabulary.add(f"▁word{vocabulary.size}", TokenType.NORMAL, -1000.0 - vocabulary.size)
     random = np.random.default_rng(seed)
-    heads, kv_heads = dim // 64, max(1, dim // 128)
+    heads = dim // 64
+    kv_heads = kv_heads or max(1, heads // 2)
     kv_dim = dim * kv_heads // heads
 
     def matrix(rows: int, columns: int) -> npt.NDArray[np.float32]:

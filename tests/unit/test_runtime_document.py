@@ -7,19 +7,15 @@ import pytest
 from edgebuild.contents import make_contents
 from edgebuild.errors import ProfileError
 from edgebuild.fit import GRPC_BYTES
-from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.layer import Role
 from edgebuild.plan import GRPC_FOLDER, STATE_FOLDER, ModelOrigin, ModelSource, make_plan, make_run
 from edgebuild.profile import DeviceProfile, load_profile, profile_names
 from edgeserve.config import load_config
 from edgeserve.settings import AuditSettings, Runtime
+from tests.support.specs import llama_spec
 
-_MODEL = ModelSpec(
-    name="small", file_name="small.Q8_0.gguf", architecture="llama", quantization="Q8_0", licence="", parameters=10**8,
-    matrix_parameters=10**8, file_bytes=10**8, layers=16, kv_heads=(8,) * 16, heads=32, key_length=64, value_length=64,
-    embedding=2048, feed_forward=8192, vocabulary=32000, context_trained=131_072, has_chat_template=True,
-)  # fmt: skip
+_MODEL = llama_spec(name="small", vocabulary=32000, embedding=512, heads=8, kv_heads=8, feed_forward=1024)
 _ORIGIN = ModelOrigin(
     source=ModelSource(kind="file", reference="small.gguf", file="small.gguf"),
     source_quantization="Q8_0",

@@ -3,13 +3,13 @@
 import click
 
 from edgebuild.artifacts.store import Store
+from edgebuild.choice import make_selection, make_versions, wanted_types
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.project import find_project, gather_wishes, project_option
-from edgebuild.cli.tables import render_table
+from edgebuild.cli.quantization import quantization_option
+from edgebuild.cli.selection import render_selection, selection_document
 from edgebuild.errors import PlanError
-from edgebuild.fit import Fit, estimate_quantized, format_bytes, make_fit, planned_quantization, wanted_types
 from edgebuild.model.source import load_model
-from edgebuild.profile import QUANTIZATIONS
 
 
 @click.command(name="fit")
@@ -21,11 +21,7 @@ from edgebuild.profile import QUANTIZATIONS
     help="Device profile; may be given several times. [default: all built-in ones]",
 )
 @click.option("--model", metavar="MODEL", help="Model, as for `image`. [default: demo]")
-@click.option(
-    "--quantization",
-    type=click.Choice(QUANTIZATIONS, case_sensitive=False),
-    help="Type to quantise a 16-bit model to.",
-)
+@quantization_option
 @project_option
 @common_options
 def command(
@@ -54,48 +50,20 @@ def command(
         store=Store(session.host.cache_directory, progress=session.progress),
         progress=session.progress,
     )
-    fits = []
-    for profile in wishes.profiles:
-        wanted = planned_quantization(found.spec, profile, override=quantization)
-        fits.append(
-            make_fit(
-                estimate_quantized(found.spec, wanted), profile, is_estimate=wanted != found.spec.quantization
-            )
-        )
-    for fit in fits:
-        session.say(render_fit(fit, model_name=found.spec.name))
+    versions = make_versions(found.spec, wishes.profiles, override=quantization)
+    selections = [
+        make_selection(found.spec, profile, versions=versions, override=quantization)
+        for profile in wishes.profiles
+    ]
+    for selection in selections:
+        session.say(render_selection(selection, model_name=found.spec.name))
         session.say("")
-    session.give({"model": found.spec.name, "fits": [fit_document(fit) for fit in fits]})
-    refused = [fit for fit in fits if fit.refusal]
+    session.give(
+        {"model": found.spec.name, "fits": [selection_document(selection) for selection in selections]}
+    )
+    refused = [selection for selection in selections if selection.chosen is None]
     if wishes.named and refused:
         raise PlanError(
-            f"{found.spec.name} does not fit: {'; '.join(fit.refusal for fit in refused)}",
-            hint="take a smaller model, a smaller --quantization, or a profile with less context or more memory",
+            f"{found.spec.name} does not fit: {'; '.join(selection.refusal for selection in refused)}",
+            hint="take a smaller model, a smaller --quantization or auto, or a profile with less context or more memory",
         )
-
-
-def render_fit(fit: Fit, *, model_name: str) -> str:
-    """Lay out the arithmetic of one device."""
-    about = " (size estimated before quantising)" if fit.is_estimate else ""
-    rows = [(row.what, row.formula, format_bytes(row.size_bytes)) for row in fit.rows]
-    rows.append(("need", "", format_bytes(fit.need_bytes)))
-    rows.append(("budget", fit.budget_formula, format_bytes(fit.budget_bytes)))
-    verdict = f"does not fit: {fit.refusal}" if fit.refusal else "fits"
-    return f"{model_name} as {fit.quantization} on {fit.profile}: {verdict}{about}\n" + render_table(
-        ("memory", "how", "size"), rows, right=frozenset({2})
-    )
-
-
-def fit_document(fit: Fit) -> dict[str, object]:
-    """Give the arithmetic as JSON."""
-    return {
-        "profile": fit.profile,
-        "quantization": fit.quantization,
-        "context_tokens": fit.context_tokens,
-        "need_bytes": fit.need_bytes,
-        "budget_bytes": fit.budget_bytes,
-        "fits": not fit.refusal,
-        "refusal": fit.refusal or None,
-        "is_estimate": fit.is_estimate,
-        "rows": [{"what": row.what, "how": row.formula, "size_bytes": row.size_bytes} for row in fit.rows],
-    }

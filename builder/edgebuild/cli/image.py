@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 
 from edgebuild.artifacts.store import Store
-from edgebuild.cli.fit import render_fit
+from edgebuild.choice import wanted_types
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.passwords import load_key, password_option
 from edgebuild.cli.project import find_project, gather_wishes, project_option
+from edgebuild.cli.quantization import quantization_option
 from edgebuild.cli.report import build_document, render_build
+from edgebuild.cli.selection import render_selection
 from edgebuild.errors import PlanError, UsageError
-from edgebuild.fit import estimate_quantized, make_fit, planned_quantization, wanted_types
 from edgebuild.model.source import ModelFile, load_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
 from edgebuild.pipeline import build_images
-from edgebuild.profile import QUANTIZATIONS
 from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 
 
@@ -36,11 +36,7 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
     metavar="MODEL",
     help="Model to bake in: a GGUF file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO. [default: demo]",
 )
-@click.option(
-    "--quantization",
-    type=click.Choice(QUANTIZATIONS, case_sensitive=False),
-    help="Type of the weights, instead of the profile's.",
-)
+@quantization_option
 @click.option("--output", metavar="DIR", help="Folder of the OCI layout. [default: build]")
 @click.option("--no-layout", is_flag=True, help="With --push: write to the registry only.")
 @click.option(
@@ -181,17 +177,17 @@ def _refuse_nonsense(
 
 
 def _show_fit(model: ModelFile, request: ImageRequest, session: Session) -> None:
-    """Show the arithmetic of what does not fit, before the refusal."""
-    for profile in request.profiles:
-        try:
-            wanted = planned_quantization(model.spec, profile, override=request.quantization)
-        except PlanError:
-            return  # the build says it, with its hint
-        fit = make_fit(
-            estimate_quantized(model.spec, wanted), profile, is_estimate=wanted != model.spec.quantization
-        )
-        if fit.refusal and not session.quiet:
-            click.echo(render_fit(fit, model_name=model.spec.name), err=True)
+    """Show the arithmetic of what does not fit, before the refusal, and what is chosen where there is a choice."""
+    if session.quiet:
+        return
+    try:
+        versions = request.versions()
+        selections = [request.selection(profile, versions) for profile in request.profiles]
+    except PlanError:
+        return  # the build says it, with its hint
+    for selection in selections:
+        if selection.chosen is None or selection.is_auto:
+            click.echo(render_selection(selection, model_name=model.spec.name), err=True)
 
 
 def _next_steps(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from edgebuild.cli.fit import fit_document
+from edgebuild.cli.selection import fit_document
 from edgebuild.cli.tables import render_table
 from edgebuild.oci.layer import Role
 from edgebuild.request import BuildResult, BuiltImage, ImageRequest
