@@ -1,38 +1,53 @@
 """The documents that an image carries in /etc/edgebuild: what the server reads, and what a person asks. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edgebuild import __version__
 from edgebuild.canonical import pretty_json
 from edgebuild.fit import format_bytes
 from edgebuild.oci.digest import Digest
-from edgebuild.plan import ENGINE_FOLDER, STATE_FOLDER, BuildPlan
+from edgebuild.plan import ENGINE_FOLDER, STATE_FOLDER, BuildPlan, model_identity
 
 
-def make_contents(
-    plan: BuildPlan, *, model_digest: Digest, before: bytes, after: bytes
-) -> Mapping[str, bytes]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakedFile:
+    """A file of the model, and the layer that brings it.
+
+    Attributes:
+        path: Absolute path in the image.
+        size_bytes: Its size.
+        diff_id: Of its layer: sha256(before ‖ file ‖ after).
+        before: What the layer's tar puts before the file's bytes.
+        after: What it puts after them, zeros.
+    """
+
+    path: str
+    size_bytes: int
+    diff_id: Digest
+    before: bytes
+    after: bytes
+
+
+def make_contents(plan: BuildPlan, files: tuple[BakedFile, ...]) -> Mapping[str, bytes]:
     """Write the files of the config layer.
 
     Args:
         plan: The plan.
-        model_digest: diff_id of the model's layer.
-        before: What that layer's tar puts before the model's bytes.
-        after: What it puts after them.
+        files: The model's files; llama.cpp is given the first and wants all.
 
     Returns:
         Bytes by path inside the image, without a leading slash.
     """
-    card = _model_document(plan, model_digest=model_digest, before=before, after=after)
     return {
-        "etc/edgebuild/README.md": _readme(plan, model_digest).encode(),
-        "etc/edgebuild/model.json": pretty_json(card),
-        "etc/edgebuild/runtime.json": pretty_json(_runtime_document(plan)),
+        "etc/edgebuild/README.md": _readme(plan, files).encode(),
+        "etc/edgebuild/model.json": pretty_json(_model_document(plan, files)),
+        "etc/edgebuild/runtime.json": pretty_json(_runtime_document(plan, files)),
     }
 
 
-def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
+def _runtime_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str, Any]:
     """Settings of the server; the format is edgeserve's (images/server/edgeserve/config.py), schema_version 1."""
     profile, limits, tuning = plan.profile, plan.profile.server.limits, plan.profile.tuning
     audit = profile.server.audit
@@ -44,7 +59,7 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
         "profile": profile.name,
         "model": {
             "name": plan.model.name,
-            "files": [plan.model_path],
+            "files": [file.path for file in files],
             "card": "/etc/edgebuild/model.json",
             "check": profile.server.model_check,
         },
@@ -113,8 +128,8 @@ def _runtime_document(plan: BuildPlan) -> dict[str, Any]:
     }
 
 
-def _model_document(plan: BuildPlan, *, model_digest: Digest, before: bytes, after: bytes) -> dict[str, Any]:
-    """Describe the model so that a device can check it: sha256(before ‖ file ‖ after) is the layer's diff_id."""
+def _model_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str, Any]:
+    """Describe the model so that a device can check it: sha256(before ‖ file ‖ after) is the diff_id of a file's layer."""
     model = plan.model
     return {
         "schema_version": 1,
@@ -132,18 +147,20 @@ def _model_document(plan: BuildPlan, *, model_digest: Digest, before: bytes, aft
         },
         "files": [
             {
-                "path": plan.model_path,
-                "size_bytes": model.file_bytes,
-                "digest": str(model_digest),
-                "digest_before_hex": before.hex(),
-                "digest_after_zero_bytes": len(after),
+                "path": file.path,
+                "size_bytes": file.size_bytes,
+                "digest": str(file.diff_id),
+                "digest_before_hex": file.before.hex(),
+                "digest_after_zero_bytes": len(file.after),
             }
+            for file in files
         ],
     }
 
 
-def _readme(plan: BuildPlan, model_digest: Digest) -> str:
+def _readme(plan: BuildPlan, files: tuple[BakedFile, ...]) -> str:
     model, fit = plan.model, plan.fit
+    digest = model_identity(tuple(file.diff_id for file in files))
     rows = "\n".join(f"| {row.what} | {row.formula} | {format_bytes(row.size_bytes)} |" for row in fit.rows)
     return f"""# {model.name} for {plan.profile.name}
 
@@ -155,7 +172,7 @@ Made by edgebuild {__version__} for {plan.profile.description or plan.profile.na
 | Licence | {model.licence or "not stated by the model"} |
 | Source | {_source_line(plan)} |
 | Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}) |
-| Layer digest | {model_digest} |
+| {"Layer digest" if len(files) == 1 else f"Digest of its {len(files)} layers"} | {digest} |
 | Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time, cache of {fit.kv_type} |
 
 Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fit.budget_formula}):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from edgebuild.errors import ModelError
 from edgebuild.gguf import GgufHeader, Tensor
+from edgebuild.gguf_shards import ShardName
 from edgebuild.gguf_types import FILE_TYPES, TENSOR_TYPES
 from edgebuild.tensor_types import Traits, stored_bytes, tensor_types
 
@@ -123,8 +124,17 @@ def slug(text: str) -> str:
 
 
 def gguf_file_name(text: str) -> str:
-    """Make a file's name fit for images and the store: see `slug`; it ends in ".gguf"."""
+    """Make a file's name fit for images and the store: see `slug`; it ends in ".gguf", after the number of a shard."""
+    shard = ShardName.parse(text)
+    if shard is not None:
+        return str(replace(shard, stem=slug(shard.stem)))
     return slug(text.removesuffix(".gguf")) + ".gguf"
+
+
+def whole_file_name(text: str) -> str:
+    """Name the model's file as if it were one: "a-00001-of-00003.gguf" is of "a.gguf"."""
+    shard = ShardName.parse(text)
+    return text if shard is None else f"{shard.stem}.gguf"
 
 
 class _Facts:
@@ -140,8 +150,8 @@ class _Facts:
     def spec(self) -> ModelSpec:
         if self._number("split.count", 1) > 1:
             raise self._unusable(
-                "it is one part of a model in several files",
-                hint="join the parts with llama.cpp's gguf-split --merge",
+                "it is one of several files of a model",
+                hint="give all of them under llama.cpp's names (NAME-00001-of-00003.gguf, …), or join them with its gguf-split --merge",
             )
         layers = self._positive("block_count")
         embedding = self._positive("embedding_length")

@@ -15,7 +15,7 @@ from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
 from edgebuild.bench.native import bench_image
 from edgebuild.bench.result import BenchResult
-from edgebuild.contents import make_contents
+from edgebuild.contents import BakedFile, make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
 from edgebuild.errors import ImageError, UsageError
 from edgebuild.locking import obtain_lock
@@ -28,7 +28,7 @@ from edgebuild.oci.layout import LayoutSink, read_layout
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.referrers import SignatureSink
 from edgebuild.oci.seals import known_blob_digest, remember_blob_digest
-from edgebuild.oci.tar import ModelTar, bytes_layer, model_tar
+from edgebuild.oci.tar import ModelTar, bytes_layer
 from edgebuild.plan import (
     ARTIFACTS,
     VERSION_EPOCH_S,
@@ -36,10 +36,18 @@ from edgebuild.plan import (
     make_labels,
     make_plan,
     make_run,
+    model_identity,
     notes,
     software_roles,
 )
-from edgebuild.preparing import choose, model_origin, prepare, prepare_model, verify_licence
+from edgebuild.preparing import (
+    choose,
+    frame_model,
+    model_origin,
+    prepare,
+    prepare_model,
+    verify_licence,
+)
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
@@ -167,22 +175,23 @@ def _build_image(
 ) -> BuiltImage:
     platform = plan.profile.oci_platform
     layers: list[Layer] = []
-    framed = model_tar(model.path, plan.model.file_name)
+    files: list[BakedFile] = []
     for role in plan.layers:
         with watch.step(role.value):
             if role is Role.MODEL:
-                layer = _put_model(framed, sink=sink, request=request, context=context)
-            elif role is Role.CONFIG:
-                contents = make_contents(
-                    plan, model_digest=layers[0].diff_id, before=framed.before, after=framed.after
-                )
-                layer = bytes_layer(contents, role=role)
+                # One layer for each file, so that a pull that breaks goes on with the file that it broke in.
+                for framed in frame_model(model, shard_bytes=request.shard_bytes):
+                    layer = _put_model(framed, sink=sink, request=request, context=context)
+                    layers.append(layer)
+                    files.append(_baked(framed, layer))
+                continue
+            if role is Role.CONFIG:
+                layer = bytes_layer(make_contents(plan, tuple(files)), role=role)
             else:
                 layer = engine.layer(role, platform)
-            if role is not Role.MODEL:
-                sink.put_blob(layer.blob, digest=layer.digest, title=f"{role} for {platform}")
+            sink.put_blob(layer.blob, digest=layer.digest, title=f"{role} for {platform}")
         layers.append(layer)
-    model_digest = layers[0].diff_id
+    model_digest = model_identity(tuple(file.diff_id for file in files))
     image = make_image(
         profile=plan.profile.name,
         platform=platform,
@@ -204,13 +213,23 @@ def _build_image(
 
 
 def _put_model(framed: ModelTar, *, sink: SignatureSink, request: ImageRequest, context: Context) -> Layer:
-    """Store the model's layer. One whose file has not changed since is not hashed again, nor sent to who has it."""
+    """Store a layer of the model. One whose file has not changed since is not hashed again, nor sent to who has it."""
     # A layout looks for the seal itself, and takes the digest that it finds while copying if the seal is wrong.
     known = known_blob_digest(framed.blob, context.store) if request.output is None else None
     digest = sink.put_blob(framed.blob, digest=known, title=f"model {Path(framed.name).name}")
     if known is None:
         remember_blob_digest(framed.blob, context.store, digest)
     return framed.layer(digest)
+
+
+def _baked(framed: ModelTar, layer: Layer) -> BakedFile:
+    return BakedFile(
+        path=f"/{framed.name}",
+        size_bytes=framed.file_bytes,
+        diff_id=layer.diff_id,
+        before=framed.before,
+        after=framed.after,
+    )
 
 
 def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:

@@ -16,7 +16,6 @@ from edgebuild.profile import CPU_VARIANTS, DeviceProfile
 # The time of creation where neither SOURCE_DATE_EPOCH nor the lock gives one: the release of this version.
 VERSION_EPOCH_S = 1_795_392_000  # 2026-11-23
 USER = "10001:10001"
-MODELS_FOLDER = "models"
 ENGINE_FOLDER = "/opt/edge/engine"
 GRPC_FOLDER = "/opt/edge/grpc"
 # In the root file system an empty folder; a device mounts a volume there if the server shall keep anything.
@@ -47,9 +46,10 @@ class ModelSource:
         kind: "file", "demo", "huggingface", "web" or "oci".
         reference: What gives the same file again: hf://ORG/REPO@COMMIT/FILE, an address, oci://REPO@DIGEST; of a file its name.
         revision: Commit or manifest digest, or "".
-        file: Name of the file there.
-        sha256: Hash of the file as the source gave it, or "".
+        file: Name of the file there; of several, the first.
+        sha256: Hash of the file as the source gave it, or ""; of several, "".
         licence: As the source states it, or "".
+        files: Of a model in several files, name and hash of each, in order; else empty.
     """
 
     kind: str
@@ -58,17 +58,23 @@ class ModelSource:
     file: str
     sha256: str = ""
     licence: str = ""
+    files: tuple[tuple[str, str], ...] = ()
 
-    def to_json(self) -> dict[str, str | None]:
-        """Give the JSON object of model.json and `--json`; what is not known is null."""
+    def to_json(self) -> dict[str, object]:
+        """Give the JSON object of model.json and `--json`; what is not known is null. Only several files are listed."""
+        files = [{"file": file, "digest": _digest_text(sha256)} for file, sha256 in self.files]
         return {
             "kind": self.kind,
             "reference": self.reference,
             "revision": self.revision or None,
             "file": self.file,
-            "digest": f"sha256:{self.sha256}" if self.sha256 else None,
+            "digest": _digest_text(self.sha256),
             "licence": self.licence or None,
-        }
+        } | ({"files": files} if files else {})
+
+
+def _digest_text(sha256: str) -> str | None:
+    return f"sha256:{sha256}" if sha256 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,11 +114,6 @@ class BuildPlan:
     layers: tuple[Role, ...]
     epoch_s: int
     accelerated: bool
-
-    @property
-    def model_path(self) -> str:
-        """Absolute path of the model in the image."""
-        return f"/{MODELS_FOLDER}/{self.model.file_name}"
 
     @property
     def demand(self) -> tuple[str, bool, int, int, str]:
@@ -199,12 +200,27 @@ def _shortened(plan: BuildPlan) -> list[str]:
     return found
 
 
+def model_identity(diff_ids: tuple[Digest, ...]) -> Digest:
+    r"""Name a model by what it is made of.
+
+    Args:
+        diff_ids: Of its layers, bottom first.
+
+    Returns:
+        The diff_id of the only layer; of several, the sha256 of their diff_ids, a line each: what
+        `printf '%s\\n' sha256:… sha256:… | sha256sum` gives.
+    """
+    if len(diff_ids) == 1:
+        return diff_ids[0]
+    return Digest.of("".join(f"{diff_id}\n" for diff_id in diff_ids).encode())
+
+
 def make_run(plan: BuildPlan, *, model_digest: Digest) -> RunConfig:
     """Decide how a container of the image starts.
 
     Args:
         plan: The plan.
-        model_digest: diff_id of the model's layer: the model's identity.
+        model_digest: See `model_identity`.
     """
     interpreter = (_PYTHON, "-P", "-m", "edgeserve")
     server = plan.profile.server

@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from edgebuild.canonical import canonical_json
 from edgebuild.choice import Choice, Version, name_choice, verify_selection
 from edgebuild.engine.native import NativeEngine
 from edgebuild.errors import PlanError
 from edgebuild.fit import format_bytes
+from edgebuild.gguf_shards import cut_gguf, shard_names
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile, file_digest
+from edgebuild.oci.blob import Blob
+from edgebuild.oci.digest import Digest
 from edgebuild.oci.platform import Platform
+from edgebuild.oci.tar import ModelTar, model_tar
 from edgebuild.plan import ModelOrigin
 from edgebuild.profile import DeviceProfile
 from edgebuild.request import Context, ImageRequest
@@ -131,13 +137,40 @@ def prepare_model(request: ImageRequest, target: str, *, engine: NativeEngine, c
     return quantize(
         model,
         target,
-        source_digest=file_digest(model.path, seals=context.store, progress=context.progress),
+        source_digest=_source_digest(model, context),
         library=lambda: engine.host_library(with_variants=is_wanted).tree,
         library_source=engine.library_source(),
         store=context.store,
         host=context.host,
         progress=context.progress,
     )
+
+
+def _source_digest(model: ModelFile, context: Context) -> Digest:
+    digests = [file_digest(path, seals=context.store, progress=context.progress) for path in model.files]
+    return digests[0] if len(digests) == 1 else Digest.of(canonical_json([str(digest) for digest in digests]))
+
+
+def frame_model(model: ModelFile, *, shard_bytes: int) -> tuple[ModelTar, ...]:
+    """Frame the model's layers, bottom first: its files as they are, or one large file as shards.
+
+    Args:
+        model: The model as the image is to hold it.
+        shard_bytes: A model in one file that is larger is cut into shards of this size; 0 cuts none.
+
+    Raises:
+        ModelError: The file cannot be cut.
+        PlanError: There would be too many shards.
+        ToolError: A file cannot be read.
+    """
+    file_name = model.spec.file_name
+    contents: tuple[Path | Blob, ...] = model.files
+    if not model.more and 0 < shard_bytes < model.spec.file_bytes:
+        contents = cut_gguf(model.path, shard_bytes=shard_bytes)
+    if len(contents) == 1:
+        return (model_tar(contents[0], file_name),)
+    names = shard_names(file_name.removesuffix(".gguf"), len(contents))
+    return tuple(model_tar(content, str(name)) for content, name in zip(contents, names, strict=True))
 
 
 def model_origin(model: ModelFile, target: str) -> ModelOrigin:

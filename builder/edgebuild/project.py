@@ -11,6 +11,7 @@ from edgebuild.documents import Kind, Section, check_document, load_yaml
 from edgebuild.errors import UsageError
 from edgebuild.model.reference import LocalReference, parse_model_reference
 from edgebuild.oci.reference import Reference
+from edgebuild.quantities import ShardSize
 
 PROJECT_FILE = "edgebuild.yaml"
 _KIND = Kind(name="project file", beginning="`schema_version: 1`, `model: …` and `profiles: […]`")
@@ -96,6 +97,10 @@ class Project(Section):
         examples=[["1.0", "latest"]],
     )
     key: Text | None = Field(default=None, description="Private key that signs: a path beside this file")
+    shard_size: ShardSize | None = Field(
+        default=None,
+        description="A model in one file that is larger is cut into shards of this size, each a layer of its own; none: never",
+    )
     gates: Gates = Field(default=Gates(), description="What stops a build")
 
     @field_validator("tags")

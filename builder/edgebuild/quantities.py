@@ -46,7 +46,23 @@ def parse_switch(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-_SIZE_SCHEMA = {
+def parse_shard_size(value: object) -> object:
+    """Read a size of at least 1 MiB, or "none", which is 0."""
+    if isinstance(value, str) and value.strip().lower() == "none":
+        return 0
+    size_bytes = parse_size(value)
+    if (
+        not isinstance(size_bytes, int)
+        or isinstance(size_bytes, bool)
+        or not _LEAST_SHARD <= size_bytes < 2**60
+    ):
+        raise ValueError(f"{value!r} is no size of shards; write at least 1MiB, or none")
+    return size_bytes
+
+
+# Smaller ones would be mostly headers.
+_LEAST_SHARD = 1 << 20
+_SIZE_SCHEMA: dict[str, list[object]] = {
     "anyOf": [
         {"type": "integer", "minimum": 1},
         {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B?\s*$"},
@@ -62,4 +78,15 @@ _SHARE_SCHEMA = {
 }
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, lt=2**60), WithJsonSchema(_SIZE_SCHEMA)]
+ShardSize = Annotated[
+    int,
+    BeforeValidator(parse_shard_size),
+    WithJsonSchema(
+        {
+            "anyOf": [*_SIZE_SCHEMA["anyOf"], {"const": "none"}],
+            "default": "1GiB",
+            "examples": ["512MiB", "none"],
+        }
+    ),
+]
 Share = Annotated[int, BeforeValidator(parse_percent), WithJsonSchema(_SHARE_SCHEMA)]

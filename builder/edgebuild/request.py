@@ -48,6 +48,7 @@ class ImageRequest:
         profiles: Devices; at least one, no two of one name.
         model: The model.
         quantization: Type asked for, "auto", or None for each profile's own.
+        shard_bytes: A model in one file that is larger is cut into shards of this size, a layer each; 0 cuts none.
         output: Folder of the layout, or None to write to the registry only.
         references: What the index is called: tags of one repository; empty when it has no name.
         push: Whether it goes to the registry that `references` name.
@@ -62,6 +63,7 @@ class ImageRequest:
     profiles: tuple[DeviceProfile, ...]
     model: ModelFile
     quantization: str | None
+    shard_bytes: int
     output: Path | None
     references: tuple[Reference, ...]
     push: bool

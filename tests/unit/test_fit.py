@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgebuild.contents import make_contents
+from edgebuild.contents import BakedFile, make_contents
 from edgebuild.errors import ModelError, PlanError
 from edgebuild.fit import (
     SERVER_BYTES,
@@ -142,13 +142,16 @@ def test_labels_run_and_contents_agree() -> None:
     run = make_run(plan, model_digest=digest)
     assert run.user == "10001:10001"
     assert dict(run.labels) == labels
-    contents = make_contents(plan, model_digest=digest, before=b"\x01", after=bytes(3))
+    file = BakedFile(
+        path="/models/m.gguf", size_bytes=GIB // 2, diff_id=digest, before=b"\x01", after=bytes(3)
+    )
+    contents = make_contents(plan, (file,))
     assert set(contents) == {
         "etc/edgebuild/README.md",
         "etc/edgebuild/model.json",
         "etc/edgebuild/runtime.json",
     }
-    assert contents == make_contents(plan, model_digest=digest, before=b"\x01", after=bytes(3))
+    assert contents == make_contents(plan, (file,))
 
 
 def test_order_of_an_index_is_by_demand() -> None:

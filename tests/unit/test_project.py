@@ -112,7 +112,7 @@ def test_other_files_are_told_as_project_files(tmp_path: Path) -> None:
 def test_schema_describes_every_key() -> None:
     schema = project_schema()
     assert set(schema["properties"]) == {
-        "schema_version", "model", "profiles", "registry", "tags", "key", "gates",
+        "schema_version", "model", "profiles", "registry", "tags", "key", "shard_size", "gates",
     }  # fmt: skip
     assert schema["additionalProperties"] is False
     assert all(value.get("description") for value in schema["properties"].values())

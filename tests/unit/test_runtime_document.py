@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgebuild.contents import make_contents
+from edgebuild.contents import BakedFile, make_contents
 from edgebuild.errors import ProfileError
 from edgebuild.fit import GRPC_BYTES
 from edgebuild.oci.digest import Digest
@@ -23,9 +23,18 @@ _ORIGIN = ModelOrigin(
 )
 
 
+_FILE = BakedFile(
+    path="/models/small.Q8_0.gguf",
+    size_bytes=10**8,
+    diff_id=Digest.of(b"model"),
+    before=b"",
+    after=bytes(512),
+)
+
+
 def _runtime(profile: DeviceProfile, folder: Path) -> Runtime:
     plan = make_plan(profile, _MODEL, _ORIGIN, epoch_s=0)
-    contents = make_contents(plan, model_digest=Digest.of(b"model"), before=b"", after=bytes(512))
+    contents = make_contents(plan, (_FILE,))
     path = folder / "runtime.json"
     path.write_bytes(contents["etc/edgebuild/runtime.json"])
     return load_config({"EDGE_RUNTIME": str(path)}, {})

@@ -41,6 +41,7 @@ def command(
         model=model,
         tags=(),
         key=None,
+        shard_size=None,
         session=session,
     )
     found = load_model(

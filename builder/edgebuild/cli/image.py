@@ -37,6 +37,11 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
     help="Model to bake in: a GGUF file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO. [default: demo]",
 )
 @quantization_option
+@click.option(
+    "--shard-size",
+    metavar="SIZE|none",
+    help="A model in one file that is larger becomes shards of this size, a layer each. [default: 1GiB]",
+)
 @click.option("--output", metavar="DIR", help="Folder of the OCI layout. [default: build]")
 @click.option("--no-layout", is_flag=True, help="With --push: write to the registry only.")
 @click.option(
@@ -82,6 +87,7 @@ def command(
     profiles: tuple[str, ...],
     model: str | None,
     quantization: str | None,
+    shard_size: str | None,
     output: str | None,
     no_layout: bool,
     tags: tuple[str, ...],
@@ -108,6 +114,7 @@ def command(
         model=model,
         tags=tags,
         key=key,
+        shard_size=shard_size,
         session=session,
     )
     if not wishes.named:
@@ -134,6 +141,7 @@ def command(
         profiles=wishes.profiles,
         model=found,
         quantization=quantization,
+        shard_bytes=wishes.shard_bytes,
         output=layout,
         references=wishes.references,
         push=push,

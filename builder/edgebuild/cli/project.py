@@ -8,9 +8,11 @@ import click
 
 from edgebuild.cli.options import Session
 from edgebuild.errors import ProfileError, UsageError
+from edgebuild.gguf_shards import DEFAULT_SHARD_BYTES
 from edgebuild.oci.reference import Reference
 from edgebuild.profile import DeviceProfile, load_profile, profile_names
 from edgebuild.project import PROJECT_FILE, LoadedProject, load_project
+from edgebuild.quantities import parse_shard_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,7 @@ class Wishes:
         model: What `--model` would say.
         references: Names of the image, with tags; empty when there is none.
         key: Path of the private key, or None.
+        shard_bytes: A model in one file that is larger is cut into shards of this size; 0 cuts none.
         licence_required: Whether a model without licence is refused.
     """
 
@@ -31,6 +34,7 @@ class Wishes:
     model: str
     references: tuple[Reference, ...]
     key: str | None
+    shard_bytes: int
     licence_required: bool
 
 
@@ -65,6 +69,7 @@ def gather_wishes(
     model: str | None,
     tags: tuple[str, ...],
     key: str | None,
+    shard_size: str | None,
     session: Session,
 ) -> Wishes:
     """Lay the options over the project file.
@@ -75,6 +80,7 @@ def gather_wishes(
         model: `--model`.
         tags: `--tag`; empty when not given.
         key: `--sign`.
+        shard_size: `--shard-size`.
         session: The command's.
 
     Raises:
@@ -99,8 +105,19 @@ def gather_wishes(
         model=model or (project.model if project else "demo"),
         references=references,
         key=key or (project.key if project else None),
+        shard_bytes=_shard_bytes(shard_size, project),
         licence_required=project.project.gates.licence_required if project else False,
     )
+
+
+def _shard_bytes(given: str | None, project: LoadedProject | None) -> int:
+    if given is not None:
+        try:
+            return int(str(parse_shard_size(given)))
+        except ValueError as error:
+            raise UsageError(f"--shard-size: {error}", hint="e.g. --shard-size 512MiB") from error
+    stated = None if project is None else project.project.shard_size
+    return DEFAULT_SHARD_BYTES if stated is None else stated
 
 
 def _load_profiles(project: LoadedProject) -> tuple[DeviceProfile, ...]:

@@ -16,12 +16,13 @@ from edgebuild.artifacts.arrival import Arrival, Expected, receive
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, RegistryError
+from edgebuild.gguf_shards import shard_names
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.reference import RegistryReference
-from edgebuild.model.selection import choose_candidate
+from edgebuild.model.selection import choose_files
 from edgebuild.model.unpacking import unpack
-from edgebuild.model_spec import gguf_file_name
+from edgebuild.model_spec import gguf_file_name, slug
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
@@ -62,13 +63,13 @@ class _Artifact:
 def fetch_registry_model(
     reference: RegistryReference, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
 ) -> Fetched:
-    """Fetch the GGUF file of an artifact.
+    """Fetch the GGUF model of an artifact: one layer, or several that are its files.
 
     Args:
         reference: The artifact.
         wanted: Types that the devices want, each once.
         host: Its environment has proxies, certificates and logins.
-        store: Takes the file.
+        store: Takes the files.
         progress: Told of the bytes.
 
     Raises:
@@ -82,33 +83,60 @@ def fetch_registry_model(
     place = f"oci://{named}"
     with open_client(named, environment=host.environment, progress=progress) as client:
         artifact = _read_artifact(client, str(named.digest or named.tag), place=place)
-        files = _gguf_files(artifact, default=f"{named.repository.rpartition('/')[2]}.gguf")
-        chosen = choose_candidate(
+        files = _gguf_files(artifact, default=named.repository.rpartition("/")[2])
+        chosen = choose_files(
             files,
             wanted=wanted,
             place=place,
             hint="name an artifact that holds one model, by its tag or digest",
         )
-        if chosen is None:
+        if not chosen:
             raise _no_gguf(artifact, place)
-        layer, name = files[chosen.file], gguf_file_name(chosen.file.rpartition("/")[2])
-        is_packed = layer.media_type.endswith(_PACKED)
-        path = _fetch_blob(
-            client, layer, f"{name}.tar" if is_packed else name, store=store, progress=progress
+        fetched = tuple(
+            _fetch_file(client, files[name], name, place=place, store=store, progress=progress)
+            for name in chosen
         )
+        is_one = len(fetched) == 1
         source = ModelSource(
             kind="oci",
             reference=f"oci://{named.with_digest(artifact.digest)}",
             revision=str(artifact.digest),
-            file=name,
-            sha256="" if is_packed else layer.digest.hex,
+            file=fetched[0].name,
+            sha256=fetched[0].sha256 if is_one else "",
             licence=_licence(client, artifact),
+            files=() if is_one else tuple((file.name, file.sha256) for file in fetched),
         )
-    if is_packed:
-        path = unpack(path, layer.digest, name, place=place, store=store, progress=progress)
-    elif len(files) == 1:
+    # A choice among several models may be another one the next time.
+    if len(files) == len(fetched) and all(file.sha256 for file in fetched):
         store.remember(_note_name(artifact.digest), canonical_json(asdict(source)))
-    return Fetched(path=path, source=source)
+    return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """A GGUF file that was fetched.
+
+    Attributes:
+        path: In the store.
+        name: Its name.
+        sha256: Its hash as the registry gave it; "" of one that was packed.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+
+def _fetch_file(
+    client: RegistryClient, layer: Descriptor, file: str, *, place: str, store: Store, progress: Progress
+) -> _File:
+    name = gguf_file_name(file.rpartition("/")[2])
+    if not layer.media_type.endswith(_PACKED):
+        path = _fetch_blob(client, layer, name, store=store, progress=progress)
+        return _File(path=path, name=name, sha256=layer.digest.hex)
+    packed = _fetch_blob(client, layer, f"{name}.tar", store=store, progress=progress)
+    path = unpack(packed, layer.digest, name, place=place, store=store, progress=progress)
+    return _File(path=path, name=name, sha256="")
 
 
 def _note_name(digest: Digest) -> str:
@@ -118,10 +146,15 @@ def _note_name(digest: Digest) -> str:
 def _recall(digest: Digest, store: Store) -> Fetched | None:
     """Return what a manifest that holds one model gave before, which never changes, if the store has it still."""
     note = store.recall(_note_name(digest))
-    with suppress(ValueError, TypeError):
-        source = ModelSource(**json.loads(note or b"null"))
-        if (path := store.find_download(Digest(source.sha256), source.file)) is not None:
-            return Fetched(path=path, source=source)
+    with suppress(ValueError, TypeError, AttributeError):
+        document = json.loads(note or b"null")
+        files = tuple((str(file), str(sha256)) for file, sha256 in document.pop("files", ()))
+        source = ModelSource(**document, files=files)
+        named = files or ((source.file, source.sha256),)
+        paths = [store.find_download(Digest(sha256), file) for file, sha256 in named]
+        found = [path for path in paths if path is not None]
+        if len(found) == len(named):
+            return Fetched(path=found[0], source=source, more=tuple(found[1:]))
     return None
 
 
@@ -191,17 +224,23 @@ def _broken(place: str) -> RegistryError:
 
 
 def _gguf_files(artifact: _Artifact, *, default: str) -> dict[str, Descriptor]:
-    """Name the layers that are GGUF files, each once."""
+    """Name the layers that are GGUF files, each once.
+
+    Docker's tools name several without names by their order, as the files of one model (docker/model-runner,
+    pkg/distribution/internal/bundle, unpackGGUFs).
+    """
     found: dict[str, Descriptor] = {}
+    nameless = []
     for layer in artifact.layers:
         name = _shown(next((layer.annotations[key] for key in _NAMES if key in layer.annotations), ""))
-        is_readable = not layer.media_type.endswith(_UNREADABLE)
-        if layer.media_type in _GGUF or (name.lower().endswith(".gguf") and is_readable):
-            name = name if name.lower().endswith(".gguf") else default
-            if name in found:
-                name = f"{layer.digest.short}/{name}"
-            found[name] = layer
-    return found
+        is_gguf = name.lower().endswith(".gguf")
+        if layer.media_type in _GGUF and not is_gguf:
+            nameless.append(layer)
+        elif is_gguf and (layer.media_type in _GGUF or not layer.media_type.endswith(_UNREADABLE)):
+            found[f"{layer.digest.short}/{name}" if name in found else name] = layer
+    stem = slug(default)
+    names = shard_names(stem, len(nameless)) if len(nameless) > 1 else (f"{stem}.gguf",)
+    return found | {str(name): layer for name, layer in zip(names, nameless, strict=False)}
 
 
 def _no_gguf(artifact: _Artifact, place: str) -> ModelError:

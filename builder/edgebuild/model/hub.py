@@ -4,8 +4,8 @@ huggingface_hub asks the hub what there is: it knows the API, revisions and refu
 downloader, which hashes them as they arrive, goes on where a run before stopped, and puts them into the store once.
 
 1. The revision is pinned to a commit; what the hub says of a commit never changes and is remembered.
-2. One file is chosen.
-3. It is fetched by its sha256, which the hub tells of every large file.
+2. One model is chosen: a file, or several that belong together.
+3. Each file is fetched by its sha256, which the hub tells of every large file.
 """
 
 import json
@@ -17,12 +17,13 @@ from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import USUAL, Patience
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, ToolError
+from edgebuild.gguf_joined import find_shards
 from edgebuild.host import Host
 from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.hub_api import Hub, HubFile, Listing
 from edgebuild.model.reference import HubReference
-from edgebuild.model.selection import choose_candidate, find_candidates, verify_whole
+from edgebuild.model.selection import choose_files, find_candidates
 from edgebuild.model_spec import gguf_file_name
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ModelSource
@@ -38,13 +39,13 @@ def fetch_hub_model(
     progress: Progress,
     patience: Patience = USUAL,
 ) -> Fetched:
-    """Fetch a GGUF file of a repository.
+    """Fetch a GGUF model of a repository.
 
     Args:
         reference: Repository, revision and file.
         wanted: Types that the devices want, each once.
         host: Its environment names the hub and the token.
-        store: Takes the file.
+        store: Takes the files.
         progress: Told what was chosen and of the bytes.
         patience: How long the hub and its storage are asked.
 
@@ -66,14 +67,18 @@ def fetch_hub_model(
         _remember(hub, reference, listing, store)
     pinned = HubReference(repository=reference.repository, revision=listing.commit)
     # Step 2.
-    file = _choose(reference, listing, wanted)
+    files = _choose(reference, listing, wanted)
+    first = files[0]
     if not reference.file or not reference.is_pinned:
-        progress.note(f"{reference}: taking {file.path} at commit {listing.commit}")
+        several = f" and the {len(files) - 1} that belong to it" if len(files) > 1 else ""
+        progress.note(f"{reference}: taking {first.path}{several} at commit {listing.commit}")
     # Step 3.
-    name = gguf_file_name(file.path.rpartition("/")[2])
-    page = f"{hub.endpoint}/{reference.repository}"
-    path = download(
-        Wanted(
+    paths, named = [], []
+    for file in files:
+        name = gguf_file_name(file.path.rpartition("/")[2])
+        named.append((name, file.sha256))
+        page = f"{hub.endpoint}/{reference.repository}"
+        wanted_file = Wanted(
             url=hub.url(reference, file.path, listing.commit),
             file=name,
             digest=Digest(file.sha256),
@@ -86,28 +91,31 @@ def fetch_hub_model(
                 refused=f"ask for access at {page}, then give a token of that account in HF_TOKEN",
                 other=f"the hub, a mirror or a proxy is damaged or hostile; compare with {page}",
             ),
-        ),
-        store=store,
-        environment=host.environment,
-        progress=progress,
-        patience=patience,
-    )
+        )
+        paths.append(
+            download(
+                wanted_file, store=store, environment=host.environment, progress=progress, patience=patience
+            )
+        )
+    is_one = len(files) == 1
     return Fetched(
-        path=path,
+        path=paths[0],
+        more=tuple(paths[1:]),
         source=ModelSource(
             kind="huggingface",
             reference=str(
-                HubReference(repository=pinned.repository, revision=pinned.revision, file=file.path)
+                HubReference(repository=pinned.repository, revision=pinned.revision, file=first.path)
             ),
             revision=listing.commit,
-            file=name,
-            sha256=file.sha256,
+            file=named[0][0],
+            sha256=first.sha256 if is_one else "",
             licence=listing.licence,
+            files=() if is_one else tuple(named),
         ),
     )
 
 
-def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) -> HubFile:
+def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) -> tuple[HubFile, ...]:
     by_path = {file.path: file for file in listing.files}
     place = f"hf://{reference.repository}" + (f"@{reference.revision}" if reference.revision else "")
     if reference.file:
@@ -116,24 +124,19 @@ def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) 
             raise ModelError(f"{place} has no file {reference.file}", hint=f"it holds {held}")
         if not reference.file.lower().endswith(".gguf"):
             raise ModelError(f"{place}/{reference.file} is no GGUF file", hint="name a .gguf file, or none")
-        for candidate in find_candidates([reference.file]):
-            verify_whole(candidate, place=place)
-        path = reference.file
+        paths = find_shards(by_path, reference.file, place=place)
     else:
-        chosen = choose_candidate(
-            by_path, wanted=wanted, place=place, hint=f"name the file: {place}/{{file}}"
-        )
-        if chosen is None:
+        paths = choose_files(by_path, wanted=wanted, place=place, hint=f"name the file: {place}/{{file}}")
+        if not paths:
             find_checkpoint(by_path, place=place)
             raise conversion_missing(place)
-        path = chosen.file
-    found = by_path[path]
-    if not found.sha256:
-        raise ModelError(
-            f"{place}/{path} is kept in git, so the hub tells no sha256 of it",
-            hint="fetch it yourself and give its path, or https://…#sha256=…",
-        )
-    return found
+    for path in paths:
+        if not by_path[path].sha256:
+            raise ModelError(
+                f"{place}/{path} is kept in git, so the hub tells no sha256 of it",
+                hint="fetch it yourself and give its path, or https://…#sha256=…",
+            )
+    return tuple(by_path[path] for path in paths)
 
 
 def _note_name(hub: Hub, reference: HubReference) -> str:

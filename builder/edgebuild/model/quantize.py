@@ -1,7 +1,8 @@
 """Quantising: a 16-bit GGUF file made smaller by llama.cpp's own library, once, and kept in the store."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, ToolError
 from edgebuild.gguf import read_gguf_header
+from edgebuild.gguf_shards import shard_names
 from edgebuild.gguf_types import FILE_TYPES
 from edgebuild.host import Host
 from edgebuild.model.source import ModelFile
@@ -36,7 +38,7 @@ def quantize(
     Args:
         model: The 16-bit model.
         quantization: llama.cpp's name of the type, e.g. "Q4_K_M".
-        source_digest: sha256 of the model's file.
+        source_digest: sha256 of the model's file; of several, any digest that is theirs alone.
         library: Gives the folder that holds the package `llama_cpp` for this machine; called only when there is work.
         library_source: sha256 of the source that it is built from.
         store: Keeps the result.
@@ -59,14 +61,31 @@ def quantize(
 
     def build(folder: Path) -> None:
         package = library()
-        with progress.task(f"quantise {model.spec.name} to {quantization}") as task:
-            _run_library(
-                model.path, folder / name, quantization, library=package, host=host, on_line=task.status
-            )
+        with (
+            progress.task(f"quantise {model.spec.name} to {quantization}") as task,
+            _named_for_library(model, store) as first,
+        ):
+            _run_library(first, folder / name, quantization, library=package, host=host, on_line=task.status)
 
     path = store.make("model", key, build) / name
     spec = make_model_spec(read_gguf_header(path), file_name=name)
     return ModelFile(path=path, spec=replace(spec, licence=model.spec.licence), source=model.source)
+
+
+@contextmanager
+def _named_for_library(model: ModelFile, store: Store) -> Iterator[Path]:
+    """Give the path to name to llama.cpp: it finds the other files of a model beside the first, under names of its own.
+
+    It joins them: the result is the same as that of the model in one file.
+    """
+    if not model.more:
+        yield model.path
+        return
+    with store.workplace("quantize") as folder:
+        names = shard_names(model.spec.file_name.removesuffix(".gguf"), len(model.files))
+        for name, path in zip(names, model.files, strict=True):
+            (folder / str(name)).symlink_to(path)
+        yield folder / str(names[0])
 
 
 def _run_library(

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
 from edgebuild.errors import ModelError
-from edgebuild.gguf import read_gguf_header
+from edgebuild.gguf_joined import find_shards, is_one_of_several, read_joined_header
 from edgebuild.host import Host
 from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
 from edgebuild.model.fetched import Fetched
@@ -19,8 +19,8 @@ from edgebuild.model.reference import (
     WebReference,
     parse_model_reference,
 )
-from edgebuild.model.selection import choose_candidate
-from edgebuild.model_spec import ModelSpec, make_model_spec
+from edgebuild.model.selection import choose_files
+from edgebuild.model_spec import ModelSpec, make_model_spec, whole_file_name
 from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import WHOLE_FILE, Seals
@@ -36,11 +36,18 @@ class ModelFile:
         path: Absolute path of the GGUF file.
         spec: What its header says; its licence is the source's where the header names none.
         source: Where it came from.
+        more: Of a model in several files, the others in order.
     """
 
     path: Path
     spec: ModelSpec
     source: ModelSource
+    more: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of its files, in order."""
+        return (self.path, *self.more)
 
 
 def load_model(
@@ -64,14 +71,14 @@ def load_model(
     fetched = _fetch(
         parse_model_reference(reference), wanted=wanted, host=host, store=store, progress=progress
     )
-    if fetched.source.sha256:
+    source = fetched.source
+    for path, (_, sha256) in zip(fetched.files, source.files or ((source.file, source.sha256),), strict=True):
         # It was compared as it arrived, so that quantising need not hash it again.
-        digest = Digest(fetched.source.sha256)
-        if store.known_digest(fetched.path, WHOLE_FILE) is None:
-            store.remember_digest(fetched.path, WHOLE_FILE, digest)
-    spec = make_model_spec(read_gguf_header(fetched.path), file_name=fetched.source.file)
-    spec = replace(spec, licence=spec.licence or fetched.source.licence)
-    return ModelFile(path=fetched.path, spec=spec, source=fetched.source)
+        if sha256 and store.known_digest(path, WHOLE_FILE) is None:
+            store.remember_digest(path, WHOLE_FILE, Digest(sha256))
+    spec = make_model_spec(read_joined_header(fetched.files), file_name=whole_file_name(source.file))
+    spec = replace(spec, licence=spec.licence or source.licence)
+    return ModelFile(path=fetched.path, spec=spec, source=source, more=fetched.more)
 
 
 def _fetch(
@@ -83,8 +90,10 @@ def _fetch(
             path = demo_model_path()
             return Fetched(path=path, source=ModelSource(kind="demo", reference="demo", file=path.name))
         case LocalReference(path=text):
-            path = _find_local(host.path(text), wanted)
-            return Fetched(path=path, source=ModelSource(kind="file", reference=path.name, file=path.name))
+            path, *more = _find_local(host.path(text), wanted)
+            files = tuple((item.name, "") for item in (path, *more)) if more else ()
+            source = ModelSource(kind="file", reference=path.name, file=path.name, files=files)
+            return Fetched(path=path, source=source, more=tuple(more))
         case HubReference():
             from edgebuild.model.hub import fetch_hub_model  # noqa: PLC0415 - see above
 
@@ -99,24 +108,33 @@ def _fetch(
             return fetch_registry_model(reference, wanted=wanted, host=host, store=store, progress=progress)
 
 
-def _find_local(path: Path, wanted: tuple[str, ...]) -> Path:
-    """Find the GGUF file that a path means: itself, or one in a folder."""
+def _find_local(path: Path, wanted: tuple[str, ...]) -> tuple[Path, ...]:
+    """Find the GGUF files that a path means: itself and those that belong to it, or a model in a folder."""
     if not path.is_dir():
         if not path.exists():
             raise ModelError(
                 f"{path}: no such model",
                 hint="give the path of a .gguf file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO, or `demo`",
             )
-        return path
-    try:
-        files = [item.name for item in path.iterdir() if item.is_file()]
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}", hint="check its permissions") from error
-    chosen = choose_candidate(files, wanted=wanted, place=str(path), hint=f"name the file: {path}/{{file}}")
-    if chosen is None:
+        # Only what is named as one of several has others beside it.
+        beside = _list(path.parent) if is_one_of_several(path.name) else ()
+        names = find_shards(beside, path.name, place=str(path.parent))
+        return tuple(path.parent / name for name in names)
+    files = _list(path)
+    names = choose_files(files, wanted=wanted, place=str(path), hint=f"name the file: {path}/{{file}}")
+    if not names:
         find_checkpoint(files, place=str(path))
         raise conversion_missing(str(path))
-    return path / chosen.file
+    return tuple(path / name for name in names)
+
+
+def _list(folder: Path) -> tuple[str, ...]:
+    try:
+        return tuple(item.name for item in folder.iterdir() if item.is_file())
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: cannot be read: {error.strerror}", hint="check its permissions"
+        ) from error
 
 
 def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:

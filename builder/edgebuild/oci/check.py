@@ -10,7 +10,8 @@ are said here a second time, from the reader's side. The steps bear these number
  5. Layers keep the rules of `check_layer`.
  6. Layers of one image keep the rules between them: directories agree, only directories repeat, nothing lies below
     another layer's symbolic link, roles in order, bottom first.
- 7. Profiles that bake the same model file share its layer, uncompressed.
+ 7. Profiles that bake the same model file share its layer, uncompressed; a model in several files has a layer for each, all of
+    them and in order.
  8. Indexes name each profile once, lowest demand first in a platform, and `TAG-<profile>` names its manifest.
  9. No other blobs lie there, once the layout is in place.
 """
@@ -22,7 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.errors import ImageError
-from edgebuild.oci.check_across import ROLES, PlacedLayer, faults_between, model_files, same_file
+from edgebuild.oci.check_across import (
+    ROLES,
+    PlacedLayer,
+    faults_between,
+    faults_of_model,
+    model_files,
+    same_file,
+)
 from edgebuild.oci.check_layer import LayerFacts, LayerMemory, read_layer
 from edgebuild.oci.check_reading import Fault, Pointer, Reading, is_digest
 
@@ -252,7 +260,7 @@ class _Check:
             layers=layers,
         )
         self.images[pointer.digest] = image
-        for number, message in faults_between(layers):  # 6
+        for number, message in (*faults_between(layers), *faults_of_model(layers)):  # 6, 7
             self.reading.add(f"{place} layer {number}", message)
         return image
 

@@ -4,9 +4,10 @@ Why (measured with Docker 20.10): a daemon resets the mode of a directory that a
 otherwise, and an entry below a lower layer's symbolic link replaces the link.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from edgebuild.oci.check_layer import Kind, LayerFacts, shown
 ROLES = ("base", "accelerator", "model", "rootfs", "python-deps", "grpc", "engine", "server", "config")
 
 _READ_BYTES = 1 << 20
+# llama.cpp's name of one file of several (src/llama.cpp, llama_split_path).
+_SHARD = re.compile(r"(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")
 
 
 class PlacedLayer(NamedTuple):
@@ -72,6 +75,42 @@ def _hidden(layers: tuple[PlacedLayer, ...], own: tuple[PlacedLayer, ...]) -> It
                     layer.number,
                     f"{name} lies below {above}, no directory in layer {blocked[above].number}",
                 )
+
+
+def faults_of_model(layers: tuple[PlacedLayer, ...]) -> Iterator[tuple[int, str]]:
+    """Yield the number of a layer and what is wrong with the model's files: one in a layer, and of several all, in order.
+
+    Layers that were not read hold what they are trusted to hold.
+    """
+    found = tuple(layer for layer in layers if layer.role == "model")
+    if not all(layer.facts.members for layer in found):
+        return
+    names = []
+    for layer in found:
+        files = [name for name, member in layer.facts.members.items() if member.kind is Kind.FILE]
+        if len(files) != 1 or not re.fullmatch(r"models/[^/]+", files[0]):
+            yield layer.number, "a model's layer holds something else than one file below models/"
+            return
+        names += files
+    first = _SHARD.fullmatch(names[0]) if names else None
+    if first is None or len(names) == int(first["count"]) == 1:
+        wanted = names[:1]
+    else:
+        count = int(first["count"])
+        numbers = range(1, min(count, len(names) + 1) + 1)
+        wanted = [f"{first['stem']}-{number:05d}-of-{count:05d}.gguf" for number in numbers]
+    for layer, name, due in zip_longest(found, names, wanted):
+        if name != due:
+            yield (layer or found[-1]).number, _misplaced(name, due)
+            return
+
+
+def _misplaced(name: str | None, due: str | None) -> str:
+    if name is None:
+        return f"{shown(str(due))} of the model is missing"
+    if due is None:
+        return f"{shown(name)} is no file of the model below"
+    return f"{shown(name)} is where {shown(due)} of the model should be"
 
 
 def model_files(layers: tuple[PlacedLayer, ...]) -> Iterator[tuple[str, int, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from edgebuild.errors import ToolError
-from edgebuild.oci.blob import CHUNK_BYTES, Blob
+from edgebuild.oci.blob import CHUNK_BYTES, Blob, FileRange, FileStamp
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Task
 
@@ -76,7 +76,7 @@ def copy_hashed(blob: Blob, destination: int, task: Task, *, ways: tuple[Way, ..
         else:
             _append_file(part, state, ways)
     if state.length != blob.size_bytes:
-        files = ", ".join(str(part) for part in blob.parts if isinstance(part, Path))
+        files = ", ".join(map(str, blob.files))
         raise _changed(files, f": {state.length} bytes instead of {blob.size_bytes}")
     return Digest(state.hash.hexdigest())
 
@@ -104,31 +104,32 @@ def _changed(file: object, how: str = "") -> ToolError:
     return ToolError(f"{file} changed while it was copied{how}", hint="let nothing write to it and try again")
 
 
-def _append_file(path: Path, state: _State, ways: tuple[Way, ...]) -> None:
+def _append_file(part: Path | FileRange, state: _State, ways: tuple[Way, ...]) -> None:
+    path = part.path if isinstance(part, FileRange) else part
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ToolError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        before = _seal(os.fstat(source))
-        size_bytes = before[2]
+        before = FileStamp.of(os.fstat(source))
+        offset, size_bytes = 0, before.size_bytes
+        if isinstance(part, FileRange):
+            if before != part.stamp:
+                raise _changed(path)
+            offset, size_bytes = part.offset_bytes, part.size_bytes
         if size_bytes < _THREAD_FROM_BYTES:
-            _append_small(source, size_bytes, state)
+            _append_small(source, offset, size_bytes, state)
         else:
-            _append_large(_Copy(path, source, size_bytes, state, ways), state)
-        if _seal(os.fstat(source)) != before or os.pread(source, 1, size_bytes):
+            _append_large(_Copy(path, source, offset, size_bytes, state, ways), state)
+        if FileStamp.of(os.fstat(source)) != before or os.pread(source, 1, before.size_bytes):
             raise _changed(path)
     finally:
         os.close(source)
 
 
-def _seal(status: os.stat_result) -> tuple[int, int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _append_small(source: int, size_bytes: int, state: _State) -> None:
-    offset = 0
-    while offset < size_bytes and (data := os.pread(source, min(CHUNK_BYTES, size_bytes - offset), offset)):
+def _append_small(source: int, offset: int, size_bytes: int, state: _State) -> None:
+    end = offset + size_bytes
+    while offset < end and (data := os.pread(source, min(CHUNK_BYTES, end - offset), offset)):
         state.append(data)
         offset += len(data)
 
@@ -152,18 +153,19 @@ def _append_large(copy: "_Copy", state: _State) -> None:
 
 
 class _Copy(threading.Thread):
-    """Copies a file behind what a destination holds, and says how far it is.
+    """Copies a file, or a part of it, behind what a destination holds, and says how far it is.
 
     Leaving its context stops and awaits it.
     """
 
     def __init__(
-        self, path: Path, source: int, size_bytes: int, state: _State, ways: tuple[Way, ...]
+        self, path: Path, source: int, offset: int, size_bytes: int, state: _State, ways: tuple[Way, ...]
     ) -> None:
         super().__init__(name="copy", daemon=True)
         self.size_bytes = size_bytes
         self._path = path
         self._source = source
+        self._from = offset
         self._destination = state.destination
         self._at = state.length
         self._ways = list(ways)
@@ -215,7 +217,11 @@ class _Copy(threading.Thread):
             done = 0
             try:
                 done = self._ways[0](
-                    self._source, self._destination, count, self._copied, self._at + self._copied
+                    self._source,
+                    self._destination,
+                    count,
+                    self._from + self._copied,
+                    self._at + self._copied,
                 )
             except OSError as error:
                 if last or error.errno not in _NOT_THIS_WAY:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from edgebuild.oci.blob import Blob
+from edgebuild.oci.blob import Blob, FileRange, Part
 from edgebuild.oci.digest import Digest
 
 WHOLE_FILE = "file"
@@ -37,26 +37,32 @@ class NoSeals:
 
 
 def known_blob_digest(blob: Blob, seals: Seals) -> Digest | None:
-    """Return the digest of a blob that holds exactly one file, when that file has not changed since."""
+    """Return the digest of a blob that takes bytes of exactly one file, when that file has not changed since."""
     sealed = _sealed_part(blob)
     return None if sealed is None else seals.known_digest(*sealed)
 
 
 def remember_blob_digest(blob: Blob, seals: Seals, digest: Digest) -> None:
-    """Remember the digest of a blob that holds exactly one file; of others there is nothing to remember."""
+    """Remember the digest of a blob that takes bytes of exactly one file; of others there is nothing to remember."""
     sealed = _sealed_part(blob)
     if sealed is not None:
         seals.remember_digest(*sealed, digest)
 
 
 def _sealed_part(blob: Blob) -> tuple[Path, str] | None:
-    files = tuple(part for part in blob.parts if isinstance(part, Path))
-    if len(files) != 1:
+    if len(blob.files) != 1:
         return None
-    if len(blob.parts) == 1:
-        return files[0], WHOLE_FILE
-    # The frame names what surrounds the file: its own bytes in order, the file as an empty place between them.
-    frame = b"".join(
-        b"file\n" if isinstance(part, Path) else b"%d\n%b" % (len(part), part) for part in blob.parts
-    )
-    return files[0], f"framed {Digest.of(frame).short}"
+    (file,) = blob.files
+    if blob.parts == (file,):
+        return file, WHOLE_FILE
+    # The frame names what is taken of the file and what surrounds it: literal bytes as they are, the file or a range of
+    # it as an empty place between them.
+    return file, f"framed {Digest.of(b''.join(map(_frame, blob.parts))).short}"
+
+
+def _frame(part: Part) -> bytes:
+    if isinstance(part, Path):
+        return b"file\n"
+    if isinstance(part, FileRange):
+        return b"range %d %d\n" % (part.offset_bytes, part.size_bytes)
+    return b"%d\n%b" % (len(part), part)

@@ -60,7 +60,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTar:
-    """The archive of one model file, of which only the frame is made: the file stays where it is.
+    """The archive of one model file, of which only the frame is made: the bytes stay where they are.
 
     Attributes:
         name: Path in the image without the leading slash: "models/<file>".
@@ -73,6 +73,11 @@ class ModelTar:
     before: bytes
     after: bytes
     blob: Blob
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file itself."""
+        return self.blob.size_bytes - len(self.before) - len(self.after)
 
     def layer(self, digest: Digest) -> Layer:
         """Make the layer once the digest of `blob` is known."""
@@ -136,13 +141,13 @@ def bytes_layer(files: Mapping[str, bytes], *, role: Role) -> Layer:
     return _gzip_layer(role, digest, diff_id, Blob.of_bytes(out.getvalue()))
 
 
-def model_tar(file: Path, name: str) -> ModelTar:
+def model_tar(content: Path | Blob, name: str) -> ModelTar:
     """Frame a model file as the only file of an uncompressed archive.
 
     A file of 8 GiB or more has its size in a PAX record, which GNU tar, Python and Go's archive/tar read.
 
     Args:
-        file: A regular file; its mode and time do not matter.
+        content: A regular file, whose mode and time do not matter, or what the model file is made of.
         name: Its name in the image, below `models/`.
 
     Raises:
@@ -152,19 +157,27 @@ def model_tar(file: Path, name: str) -> ModelTar:
     if not name or "/" in name:
         raise ImageError(f"{name!r} is not a file name", hint="a model file lies directly below /models")
     path = _member_path(f"{MODEL_DIRECTORY}/{name}")
+    content = _regular_file(content) if isinstance(content, Path) else content
+    directory = _header(_Entry(path=MODEL_DIRECTORY.encode()), 0)
+    header, padding = file_frame(path.decode(), content.size_bytes)
+    before, after = directory + header, padding + ARCHIVE_END
+    size_bytes = len(before) + content.size_bytes + len(after)
+    return ModelTar(
+        name=path.decode(),
+        before=before,
+        after=after,
+        blob=Blob((before, *content.parts, after), size_bytes),
+    )
+
+
+def _regular_file(file: Path) -> Blob:
     try:
         status = file.stat()
     except OSError as error:
         raise ToolError(f"{file} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise ToolError(f"{file} is not a regular file", hint="name the model file itself")
-    directory = _header(_Entry(path=MODEL_DIRECTORY.encode()), 0)
-    header, padding = file_frame(path.decode(), status.st_size)
-    before, after = directory + header, padding + ARCHIVE_END
-    size_bytes = len(before) + status.st_size + len(after)
-    return ModelTar(
-        name=path.decode(), before=before, after=after, blob=Blob((before, file, after), size_bytes)
-    )
+    return Blob((file,), status.st_size)
 
 
 def file_frame(name: str, size_bytes: int) -> tuple[bytes, bytes]:

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from edgebuild.oci.digest import Digest
 from edgebuild.oci.tar import file_frame
+from edgebuild.plan import model_identity
 from edgeserve import exits
 from edgeserve.log import Log
+from edgeserve.preflight.card import load_identities, model_digest
 from edgeserve.preflight.memory import check_memory
 from edgeserve.preflight.model import ModelCheckError, check_files, verify_model
 from edgeserve.preflight.pages import check_pages, load_alignment
@@ -208,6 +211,59 @@ def test_one_bit_is_found(tmp_path: Path) -> None:
     assert caught.value.result.exit_code == exits.MODEL_CHANGED
     verify_model(_runtime(tmp_path, check="never"), _log(tmp_path)[0])
     verify_model(_runtime(tmp_path, card=""), _log(tmp_path)[0])
+
+
+def _of_several(folder: Path) -> tuple[Runtime, tuple[Path, ...]]:
+    """Write a model in three files and its document."""
+    paths = tuple(folder / f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3))
+    identities = []
+    for path in paths:
+        content = _WEIGHTS + path.name.encode()
+        path.write_bytes(content)
+        before, after = file_frame(f"models/{path.name}", len(content))
+        identities.append(
+            {
+                "path": str(path),
+                "size_bytes": len(content),
+                "digest": "sha256:" + hashlib.sha256(before + content + after).hexdigest(),
+                "digest_before_hex": before.hex(),
+                "digest_after_zero_bytes": len(after),
+            }
+        )
+    card = folder / "model.json"
+    card.write_text(json.dumps({"schema_version": 1, "files": identities}))
+    model = ModelSettings(name="m", files=tuple(map(str, paths)), card=str(card))
+    return Runtime(schema_version=1, model=model), paths
+
+
+def test_every_file_of_a_model_is_compared(tmp_path: Path) -> None:
+    log, read = _log(tmp_path)
+    runtime, paths = _of_several(tmp_path)
+    assert check_files(runtime).findings == ()
+    verify_model(runtime, log)
+    assert read().count("result=ok") == 3
+    for path in paths:
+        whole = path.read_bytes()
+        _change(path)
+        with pytest.raises(ModelCheckError, match=f"{path.name}: its bytes are not those") as caught:
+            verify_model(runtime, log)
+        assert caught.value.result.exit_code == exits.MODEL_CHANGED
+        path.unlink()
+        assert _problems(check_files(runtime)) == [f"{path}: No such file or directory"]
+        path.write_bytes(whole[:-1])
+        assert check_files(runtime).exit_code == exits.MODEL_CHANGED
+        path.write_bytes(whole)
+
+
+def test_the_identity_of_several_files(tmp_path: Path) -> None:
+    runtime, _ = _of_several(tmp_path)
+    identities = load_identities(tmp_path / "model.json")
+    digests = tuple(Digest.parse(item.digest) for item in identities.values())
+    # The builder's label says the same of the layers.
+    assert model_digest(identities, runtime.model.files) == str(model_identity(digests))
+    assert model_digest(identities, runtime.model.files[:1]) == str(digests[0])
+    with pytest.raises(KeyError):
+        model_digest(identities, ("/models/other.gguf",))
 
 
 def test_a_size_is_found_without_reading(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from edgebuild.errors import ModelError
-from edgebuild.model.selection import choose_candidate, find_candidates, quantization_in
+from edgebuild.model.selection import choose_files, find_candidates, quantization_in
 
 REPOSITORY = (
     "README.md", "config.json", "tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "tiny-f16.gguf", "mmproj-tiny-f16.gguf",
@@ -12,11 +12,14 @@ REPOSITORY = (
 
 
 def choose(files: tuple[str, ...], *wanted: str) -> str:
-    found = choose_candidate(
+    (found,) = choose_all(files, *wanted)
+    return found
+
+
+def choose_all(files: tuple[str, ...], *wanted: str) -> tuple[str, ...]:
+    return choose_files(
         files, wanted=wanted, place="hf://acme/tiny", hint="name the file: hf://acme/tiny/{file}"
     )
-    assert found is not None
-    return found.file
 
 
 @pytest.mark.parametrize(
@@ -77,13 +80,35 @@ def test_no_clear_choice_is_an_error_that_lists_them(files: tuple[str, ...]) -> 
     assert len(caught.value.message) < 600
 
 
-def test_a_model_in_several_files_is_one_and_is_refused_with_the_way_out() -> None:
-    files = ("a-Q8_0.gguf", "a-Q4_K_M-00001-of-00002.gguf", "a-Q4_K_M-00002-of-00002.gguf")
+PARTS = tuple(f"q/a-Q4_K_M-0000{number}-of-00003.gguf" for number in (1, 2, 3))
+
+
+def test_a_model_in_several_files_is_one_and_all_are_taken_in_order() -> None:
+    files = ("a-Q8_0.gguf", *reversed(PARTS), "b-Q4_K_M-00002-of-00003.gguf.part", "README.md")
     assert choose(files, "Q8_0") == "a-Q8_0.gguf"
-    with pytest.raises(ModelError, match="is a model in 2 files") as caught:
-        choose(files, "Q4_K_M")
-    assert "gguf-split --merge" in caught.value.hint
+    assert choose_all(files, "Q4_K_M") == PARTS
+    assert [candidate.file for candidate in find_candidates(files)] == ["a-Q8_0.gguf", PARTS[0]]
+    assert choose_all(("a-00001-of-00001.gguf",), "Q8_0") == ("a-00001-of-00001.gguf",)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (PARTS[:2], "lacks q/a-Q4_K_M-00003-of-00003.gguf of a model in 3 files"),
+        (PARTS[2:], "lacks q/a-Q4_K_M-00001-of-00003.gguf and 1 more of"),
+        (("a-00001-of-99999.gguf",), "is a model in 99999 files; an image takes no more than 100"),
+    ],
+)
+def test_files_of_a_model_that_are_missing_are_named(files: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        choose_all(files, "Q4_K_M")
+    assert caught.value.hint
+
+
+def test_models_cut_differently_are_two() -> None:
+    with pytest.raises(ModelError, match="holds 2 models"):
+        choose_all((*PARTS, *(f"q/a-Q4_K_M-0000{number}-of-00002.gguf" for number in (1, 2))), "Q4_K_M")
 
 
 def test_nothing_to_choose_from() -> None:
-    assert choose_candidate(("README.md",), wanted=("Q8_0",), place="x", hint="") is None
+    assert choose_files(("README.md",), wanted=("Q8_0",), place="x", hint="") == ()

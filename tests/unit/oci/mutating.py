@@ -144,6 +144,21 @@ def swap_model(draft: Draft) -> None:
     draft.layer("model", 1).members[1][0].pax_headers = {"path": "models/m.gguf"}
 
 
+def model_of(*names: str) -> Mutation:
+    """Bake a model in several files into both images, each in a layer of its own."""
+
+    def mutate(draft: Draft) -> None:
+        for image in draft.images:
+            image.layers[:1] = [
+                DraftLayer(
+                    "model", [folder("models"), member(f"models/{name}", name.encode())], compressed=False
+                )
+                for name in names
+            ]
+
+    return mutate
+
+
 def tag_a_lone_image(document: Json) -> None:
     document["manifests"] = document["manifests"][1:]
 

@@ -32,6 +32,7 @@ from tests.unit.oci.mutating import (
     longer,
     manifest,
     members,
+    model_of,
     only,
     processors,
     raw_blob,
@@ -214,6 +215,27 @@ MUTATIONS: dict[str, tuple[Mutation, str]] = {
     "folder and file": (add(folder("etc/passwd"), role="config"), "etc/passwd is in layer 1 already"),
     # 7 models
     "compressed model": (only("model", compressed=True), "a model's layer is compressed"),
+    "a model without its last file": (
+        model_of("m-00001-of-00002.gguf"),
+        "layer 0: models/m-00002-of-00002.gguf of the model is missing",
+    ),
+    "a model's files in another order": (
+        model_of("m-00001-of-00003.gguf", "m-00003-of-00003.gguf", "m-00002-of-00003.gguf"),
+        "layer 1: models/m-00003-of-00003.gguf is where models/m-00002-of-00003.gguf of the model should be",
+    ),
+    "a model that begins in the middle": (
+        model_of("m-00002-of-00002.gguf"),
+        "layer 0: models/m-00002-of-00002.gguf is where models/m-00001-of-00002.gguf of the model should be",
+    ),
+    "two models": (model_of("m.gguf", "n.gguf"), "layer 1: models/n.gguf is no file of the model below"),
+    "a model in more files than it says": (
+        model_of("m-00001-of-00001.gguf", "m-00002-of-00001.gguf"),
+        "layer 1: models/m-00002-of-00001.gguf is no file of the model below",
+    ),
+    "two files in a model's layer": (
+        add(member("models/n.gguf"), role="model"),
+        "something else than one file below models/",
+    ),
     "the same model in two layers": (swap_model, "models/m.gguf is the same file as in"),
     # 8 indexes and tags
     "no profile": (entry(lambda d: d["annotations"].clear()), "has no annotation dev.edgebuild.profile"),

@@ -25,6 +25,7 @@ from tests.unit.oci.mutating import (
     config,
     index_json,
     manifest,
+    model_of,
 )
 from tests.unit.oci.mutations import MUTATIONS
 
@@ -37,6 +38,13 @@ def test_a_sound_layout_has_no_faults(tmp_path: Path) -> None:
 def test_signatures_are_followed_and_tolerated(tmp_path: Path) -> None:
     draft = make_draft()
     draft.signed = True
+    assert check_layout(draft.write(tmp_path)) == ()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 11])
+def test_a_model_in_several_files(tmp_path: Path, count: int) -> None:
+    draft = make_draft()
+    model_of(*(f"m-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)))(draft)
     assert check_layout(draft.write(tmp_path)) == ()
 
 

@@ -21,7 +21,7 @@ from edgeserve.audit.errors import AuditError
 from edgeserve.audit.files import AuditFiles, Fields, Standing, lock_folder
 from edgeserve.calls import ChatCall
 from edgeserve.log import Log, described, timestamp
-from edgeserve.preflight.card import load_identities
+from edgeserve.preflight.card import load_identities, model_digest
 from edgeserve.records import Record
 from edgeserve.settings import Runtime
 
@@ -290,12 +290,12 @@ def _asked(record: Record) -> object:
 
 
 def _model_digest(runtime: Runtime, log: Log) -> str:
-    """Read from the model's document what identifies the files that are served; several are joined by commas."""
+    """Read from the model's document what identifies the files that are served."""
     if not runtime.model.card:
         return ""
     try:
         identities = load_identities(Path(runtime.model.card))
-        return ",".join(identities[file].digest for file in runtime.model.files)
+        return model_digest(identities, runtime.model.files)
     except (ValueError, KeyError) as error:
         log.warning("audit", note="the model's digest is not known", reason=error)
         return ""

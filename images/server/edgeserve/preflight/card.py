@@ -44,6 +44,21 @@ def load_identities(card: Path) -> Mapping[str, FileIdentity]:
         ) from error
 
 
+def model_digest(identities: Mapping[str, FileIdentity], files: tuple[str, ...]) -> str:
+    """Name what is served as the image's label does: the digest of the only file, or the sha256 of those of several, a line each.
+
+    Raises:
+        KeyError: A file is not described.
+    """
+    digests = [identities[file].digest for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    import hashlib  # noqa: PLC0415 - brings OpenSSL, which most servers do without
+
+    lines = "".join(f"{digest}\n" for digest in digests)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
 def _identity(item: Mapping[str, Any]) -> FileIdentity:
     size, after = item["size_bytes"], item["digest_after_zero_bytes"]
     if type(size) is not int or size < 0 or type(after) is not int or not 0 <= after <= _MOST_AROUND_BYTES:

@@ -1,0 +1,223 @@
+"""Models in several files, all the way: cut, baked, fetched, quantised; llama.cpp answers from them as from one file."""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgebuild.gguf_shards import cut_gguf, shard_names
+from edgeserve.engine.llama import LlamaEngine
+from edgeserve.engine.protocol import EngineError, Request, Sampling, Token
+from edgeserve.log import Log
+from edgeserve.settings import EngineSettings
+from tests.support.bench import assert_failed
+from tests.support.built import Edgebuild
+from tests.support.hub import running_hub
+from tests.support.tiny_gguf import BOS
+
+SHARD = "1500KiB"
+
+
+@pytest.fixture(scope="module")
+def parts(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """The demo model in 16 bit as several files."""
+    folder = tmp_path_factory.mktemp("parts")
+    blobs = cut_gguf(demo_model, shard_bytes=2 << 20)
+    paths = tuple(folder / str(name) for name in shard_names("alert-F16", len(blobs)))
+    for path, blob in zip(paths, blobs, strict=True):
+        path.write_bytes(blob.read())
+    return paths
+
+
+class Build:
+    """`edgebuild image` for two devices without a smoke test, with what it wrote."""
+
+    def __init__(self, edgebuild: Edgebuild, lock: Path) -> None:
+        self._edgebuild = edgebuild
+        self._arguments = (
+            "image", "--profile", "pi4", "--profile", "x86", "--no-test", "--lock", lock, "--json",
+        )  # fmt: skip
+        self.told = ""
+
+    def __call__(self, *arguments: str | Path, output: str = "build", **env: str) -> dict[str, Any]:
+        done = self._edgebuild.run(*self._arguments, "--output", output, *arguments, env=env)
+        self.told = done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    def blob(self, digest: str, output: str = "build") -> Path:
+        return self._edgebuild.folder / output / "blobs" / digest.replace(":", "/")
+
+    def config(self, document: dict[str, Any], output: str = "build") -> dict[str, Any]:
+        """Read model.json and runtime.json of the first image."""
+        with tarfile.open(self.blob(document["images"][0]["layers"][-1]["digest"], output)) as archive:
+            return {
+                name: json.load(archive.extractfile(f"etc/edgebuild/{name}.json"))  # type: ignore[arg-type]
+                for name in ("model", "runtime")
+            }
+
+
+@pytest.fixture
+def build(edgebuild: Edgebuild, built_lock: Path) -> Build:
+    return Build(edgebuild, built_lock)
+
+
+def model_layers(document: dict[str, Any]) -> list[str]:
+    """Digests of the model's layers, which all images share and which lie lowest."""
+    found = []
+    for image in document["images"]:
+        roles = [layer["role"] for layer in image["layers"]]
+        count = roles.count("model")
+        assert roles[:count] == ["model"] * count
+        assert image["model_bytes"] == sum(layer["size_bytes"] for layer in image["layers"][:count])
+        found.append([layer["digest"] for layer in image["layers"][:count]])
+        assert found[-1] == [layer["diff_id"] for layer in image["layers"][:count]]
+    assert all(digests == found[0] for digests in found)
+    return found[0]
+
+
+def extract(build: Build, digests: list[str], folder: Path) -> tuple[Path, ...]:
+    """Unpack model layers as a device does."""
+    paths = []
+    for digest in digests:
+        with tarfile.open(build.blob(digest)) as archive:
+            assert archive.getnames()[0] == "models"
+            (member,) = (member for member in archive if member.isfile())
+            archive.extract(member, folder, filter="data")
+            paths.append(folder / member.name)
+    return tuple(paths)
+
+
+def answer(files: tuple[Path, ...], llama_host: Path) -> list[int]:
+    """Ask llama.cpp, greedily."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(llama_host))
+        patch.setenv("LLAMA_CPP_LIB_PATH", str(llama_host / "llama_cpp" / "lib"))
+        settings = EngineSettings(context_tokens=256, batch_tokens=64, slots=1, threads=1)
+        engine = LlamaEngine(tuple(map(str, files)), settings, Log())
+        prompt = (BOS, *engine.tokenize("alt 42 m; obstacle 30 m left; battery 18 %", special=False))
+        engine.submit(Request(id="a", prompt=prompt, output_tokens=24, sampling=Sampling(temperature=0.0)))
+        tokens: list[int] = []
+        while True:
+            for event in engine.step():
+                if not isinstance(event, Token):
+                    engine.close()
+                    return tokens
+                tokens.append(event.token)
+
+
+def test_a_model_above_the_size_is_several_layers(build: Build, llama_host: Path, tmp_path: Path) -> None:
+    cut = build("--quantization", "Q8_0", "--shard-size", SHARD)
+    assert build.told.count("model edge-alert-4m.Q8_0-0000") == 3
+    digests = model_layers(cut)
+    assert len(digests) == 3
+    # What is known of a file is known of its shards: nothing is copied or hashed again.
+    assert build("--quantization", "Q8_0", "--shard-size", SHARD)["index"] == cut["index"]
+    assert "model edge" not in build.told
+    assert (
+        build("--quantization", "Q8_0", "--shard-size", SHARD, output="other")["index"]["digest"]
+        == cut["index"]["digest"]
+    )
+    documents = build.config(cut)
+    files = extract(build, digests, tmp_path / "cut")
+    assert documents["runtime"]["model"]["files"] == [f"/models/{path.name}" for path in files]
+    for path, described, digest in zip(files, documents["model"]["files"], digests, strict=True):
+        assert (described["path"], described["size_bytes"]) == (f"/models/{path.name}", path.stat().st_size)
+        framed = (
+            bytes.fromhex(described["digest_before_hex"])
+            + path.read_bytes()
+            + bytes(described["digest_after_zero_bytes"])
+        )
+        assert described["digest"] == digest == f"sha256:{hashlib.sha256(framed).hexdigest()}"
+    # The label names the whole: `printf '%s\n' sha256:… sha256:… | sha256sum`.
+    config = json.loads(build.blob(cut["images"][0]["config_digest"]).read_bytes())["config"]
+    lines = "".join(f"{digest}\n" for digest in digests)
+    identity = f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    assert config["Labels"]["dev.edgebuild.model.digest"] == identity
+    # The same model in one layer answers the same.
+    whole = build("--quantization", "Q8_0", "--shard-size", "none")
+    (alone,) = extract(build, model_layers(whole), tmp_path / "whole")
+    assert answer(files, llama_host) == answer((alone,), llama_host) == answer((files[0],), llama_host)
+    # Without one of them llama.cpp refuses, so an image must bring all.
+    files[2].unlink()
+    with pytest.raises(EngineError, match="does not load"):
+        answer(files, llama_host)
+
+
+def test_files_that_are_several_already_are_layers_as_they_are(
+    build: Build, parts: tuple[Path, ...], demo_model: Path, tmp_path: Path
+) -> None:
+    given = build("--model", parts[0], "--quantization", "F16")
+    digests = model_layers(given)
+    assert [path.read_bytes() for path in extract(build, digests, tmp_path)] == [
+        path.read_bytes() for path in parts
+    ]
+    source = given["model"]["source"]
+    assert source["file"] == source["reference"] == parts[0].name
+    assert source["files"] == [{"file": path.name, "digest": None} for path in parts]
+    assert given["index"] == build("--model", parts[0].parent, "--quantization", "F16")["index"]
+    # Cut from one file at the same places they are the same layers.
+    own = shutil.copy(demo_model, tmp_path / "alert-F16.gguf")
+    cut = build("--model", own, "--quantization", "F16", "--shard-size", "2MiB")
+    assert model_layers(cut) == digests
+
+
+def test_quantising_several_files_is_quantising_the_model(
+    build: Build, parts: tuple[Path, ...], demo_model: Path, tmp_path: Path
+) -> None:
+    own = shutil.copy(demo_model, tmp_path / "alert-F16.gguf")
+    one = build("--model", own, "--quantization", "Q4_0")
+    several = build("--model", parts[0], "--quantization", "Q4_0")
+    assert model_layers(several) == model_layers(one)
+    assert len(model_layers(one)) == 1
+    assert build.config(several)["model"]["files"][0]["path"] == "/models/alert.Q4_0.gguf"
+
+
+def test_a_hubs_model_in_several_files(build: Build, parts: tuple[Path, ...]) -> None:
+    files = {f"F16/{path.name}": path.read_bytes() for path in parts}
+    with running_hub() as hub:
+        commit = hub.add("acme/alert", {**files, "alert-Q3_K_S.gguf": b"never asked for"})
+        argv = ("--model", "hf://acme/alert", "--quantization", "F16")
+        first = build(*argv, HF_ENDPOINT=hub.url)
+        assert f"and the {len(parts) - 1} that belong to it" in build.told
+        asked = len(hub.store.asked)
+        again = build("--model", f"hf://acme/alert@{commit}", "--quantization", "F16", HF_ENDPOINT=hub.url)
+        assert len(hub.store.asked) == asked
+    source = first["model"]["source"]
+    assert source["reference"] == f"hf://acme/alert@{commit}/F16/{parts[0].name}"
+    assert source["digest"] is None
+    assert source["files"] == [
+        {"file": path.name, "digest": f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"}
+        for path in parts
+    ]
+    assert first["index"]["digest"] == again["index"]["digest"]
+
+
+@pytest.fixture
+def broken(parts: tuple[Path, ...], tmp_path: Path) -> tuple[Path, ...]:
+    """Copies that a test may damage."""
+    return tuple(Path(shutil.copy(path, tmp_path)) for path in parts)
+
+
+def test_what_is_missing_or_mixed_up_is_one_line(edgebuild: Edgebuild, broken: tuple[Path, ...]) -> None:
+    def refused(model: Path, said: str) -> None:
+        assert_failed(edgebuild.run("fit", "--profile", "x86", "--model", model, check=False), 4, said)
+
+    refused(broken[1], f"{broken[1].name} in {broken[1].parent} is file 2 of a model in {len(broken)} files")
+    first, second = broken[0].read_bytes(), broken[1].read_bytes()
+    broken[1].write_bytes(first)
+    refused(broken[0], f"{broken[1]}: split.no is 0, not 1")
+    broken[1].write_bytes(second[:-1])
+    refused(broken[0], f"{broken[1]}: cut short")
+    broken[1].unlink()
+    refused(broken[0].parent, f"lacks {broken[1].name} of a model in {len(broken)} files")
+
+
+@pytest.mark.parametrize("size", ["1KiB", "much", "-1", "1"])
+def test_sizes_that_are_none(edgebuild: Edgebuild, size: str) -> None:
+    done = edgebuild.run("image", "--profile", "x86", f"--shard-size={size}", check=False)
+    assert_failed(done, 2, "--shard-size")
