@@ -53,7 +53,7 @@ def _schema(schema: Any) -> dict[str, Any]:
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"seed": 2**63}, "seed"),
-        ({"seed": 1.0}, "seed"),
+        ({"seed": 1.5}, "seed"),
         ({"stop": ""}, "stop"),
         ({"stop": [1]}, "stop"),
         ({"stop": ["x"] * 17}, "stop"),

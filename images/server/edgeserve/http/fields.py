@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from edgeserve.errors import ApiError, invalid
 
 _T = TypeVar("_T")
-_NAMES: Final = {bool: "a boolean", str: "a string", int: "an integer", list: "an array", dict: "an object"}
+_NAMES: Final = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +98,16 @@ class Fields:
 
     def integer(self, key: str) -> int | None:
         """Return an integer within its bounds."""
-        kind, value = self._kinds[key], self.typed(key, int)
+        kind, value = self._kinds[key], self.take(key)
         assert isinstance(kind, Integer)
-        if value is not None and not kind.low <= value <= kind.high:
+        if value is None:
+            return None
+        number = whole_number(value)
+        if number is None:
+            raise self.fault(key, "must be an integer", code="invalid_type")
+        if not kind.low <= number <= kind.high:
             raise self.fault(key, f"must be from {kind.low} to {kind.high}", code="out_of_range")
-        return value
+        return number
 
     def number(self, key: str) -> float:
         """Return a number within its bounds, or its default."""
@@ -131,10 +136,20 @@ class Fields:
                 shown = key if len(key) <= 64 and is_unicode(key) else ascii(key[:64])
                 raise self.fault(shown, "is not a known field", code="unknown_parameter")
             value = self._document[key]
-            if value is not None and not any(
-                value == one and type(value) is type(one) for one in kind.values
-            ):
+            if value is not None and not any(_are_same(value, one) for one in kind.values):
                 raise self.fault(key, "is not supported by this server", code="unsupported_parameter")
+
+
+def whole_number(value: object) -> int | None:
+    """Return an integer as JSON Schema has it, which 1.0 is and true is not; None for what is none."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _are_same(value: object, other: object) -> bool:
+    """Whether two JSON values are the same; Python takes true for 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def is_unicode(text: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from edgeserve.calls import ChatCall, CompletionCall
-from edgeserve.http.fields import Fields, Integer, Kinds, is_unicode, make_neutral
+from edgeserve.http.fields import Fields, Integer, Kinds, is_unicode, make_neutral, whole_number
 from edgeserve.http.generation import generation_fields, parse_generation
 from edgeserve.http.messages import parse_messages
 from edgeserve.http.response_format import parse_response_format
@@ -118,8 +118,8 @@ def _parse_prompt(fields: Fields, value: object) -> str | tuple[int, ...]:
         return value
     if value is None or value == []:
         raise fields.fault("prompt", "is missing", code="missing_required_parameter")
-    if isinstance(value, list) and all(type(token) is int for token in value):
-        return tuple(value)
+    if isinstance(value, list) and all(whole_number(token) is not None for token in value):
+        return tuple(map(int, value))
     if isinstance(value, list) and all(isinstance(one, (str, list)) for one in value):
         raise fields.fault(
             "prompt", "must be one prompt; this server answers one per request", code="unsupported_parameter"

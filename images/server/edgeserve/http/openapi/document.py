@@ -56,8 +56,7 @@ def make_document(runtime: Runtime, *, ways: Sequence[Sequence[str]]) -> Documen
                     "name": "model",
                     "in": "path",
                     "required": True,
-                    "schema": TEXT,
-                    "example": runtime.model.name,
+                    "schema": {"const": runtime.model.name},
                 }
             ],
             "get": _reading("retrieveModel", "Describe the model", "Model", "401", "404"),
@@ -88,13 +87,17 @@ def make_document(runtime: Runtime, *, ways: Sequence[Sequence[str]]) -> Documen
 
 def _generating(name: str, summary: str, schema: str) -> Document:
     """Describe a route that generates; its schemas are called after its answer's."""
-    stream = {
-        "schema": {
-            "type": "string",
-            "description": f"Server-sent events; the data of each is a {schema}Chunk, of the last `[DONE]`. "
-            "A fault in the middle is an Error before that.",
-        },
-        "x-event-schema": ref(f"{schema}Chunk"),
+    # As OpenAPI 3.2 has it, which is the first with a word for the items of a stream: the schema is that of one event.
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [ref(f"{schema}Chunk"), ref("Error")]},
+    }
+    event = {
+        "type": "object",
+        "description": "A server-sent event. A fault in the middle is an Error before the last.",
+        "properties": {"data": {"anyOf": [data, {"const": "[DONE]"}]}},
+        "required": ["data"],
     }
     return {
         "operationId": name,
@@ -106,7 +109,10 @@ def _generating(name: str, summary: str, schema: str) -> Document:
         "responses": {
             "200": {
                 "description": "The answer, as a whole or, with `stream`, as it grows.",
-                "content": {"application/json": {"schema": ref(schema)}, "text/event-stream": stream},
+                "content": {
+                    "application/json": {"schema": ref(schema)},
+                    "text/event-stream": {"schema": event},
+                },
             },
             **_refused(*_STATUSES),
         },
