@@ -25,6 +25,7 @@ from tests.support.peers.pins import load_pins
 GROUPS = {
     "startup": "edgebuild --help",
     "header": "edgebuild fit of a large model",
+    "memory": "memory planned beside what running images take",
     "builds": "builds with a warm store: time, sizes, memory",
     "model": "a new large model to a layout",
     "push": "push to a registry",

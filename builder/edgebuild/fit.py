@@ -1,20 +1,24 @@
 """Sizing: how much memory a model takes on a device, and whether that fits. Pure arithmetic over header and profile."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgebuild.errors import PlanError
+from edgebuild.memory import (
+    AUDIT_BYTES,
+    GRPC_BYTES,
+    SERVER_BYTES,
+    Workload,
+    compute_bytes,
+    copied_bytes,
+    kv_block_bytes,
+    kv_cache_bytes,
+    output_bytes,
+    padded_context,
+    vocabulary_bytes,
+)
 from edgebuild.model_spec import ModelSpec
 from edgebuild.profile import DeviceProfile
-
-# Resident memory of Python, the server's packages and the engine's libraries: 54 MB was measured on a running image with
-# a model of 7.6 MB loaded; the rest is room for requests under way.
-SERVER_BYTES = 72 << 20
-# What gRPC adds to it: 19 MB were measured after 160 calls by 16 clients; the rest is room for messages and connections.
-GRPC_BYTES = 28 << 20
-# Bytes of 32 elements of the key/value cache: block_q8_0 and block_q4_0 are 32 numbers and a 16-bit scale.
-# Source: llama.cpp ggml/src/ggml-common.h.
-_KV_BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}
-_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,39 +86,6 @@ class Fit:
         return ""
 
 
-def kv_cache_bytes(model: ModelSpec, *, context_tokens: int, slots: int, kv_type: str) -> int:
-    """Size the key/value cache.
-
-    Args:
-        model: The model.
-        context_tokens: Longest sequence of one slot, in tokens.
-        slots: Sequences side by side.
-        kv_type: Type of its elements: f16, q8_0 or q4_0.
-
-    Returns:
-        Bytes for arrays K and V of every layer, of shapes (slots × context, kv_heads × key_length) and
-        (slots × context, kv_heads × value_length).
-    """
-    elements = context_tokens * slots * sum(model.kv_heads) * (model.key_length + model.value_length)
-    return elements * _KV_BLOCK_BYTES[kv_type] // 32
-
-
-def compute_bytes(model: ModelSpec, *, batch_tokens: int, score_tokens: int) -> int:
-    """Bound the engine's buffers for one step: activations of a batch, its attention scores, its logits.
-
-    The logits of a batch are reserved for every token of it (llama.cpp src/llama-context.cpp, graph_reserve), which for
-    large vocabularies is what dominates.
-
-    Args:
-        model: The model.
-        batch_tokens: Tokens of one step.
-        score_tokens: Tokens that each head's scores of one token are held for: the context, or 0 with flash attention,
-            which never holds them whole.
-    """
-    per_token = model.vocabulary + 6 * model.embedding + 2 * model.feed_forward + model.heads * score_tokens
-    return batch_tokens * per_token * _FLOAT_BYTES
-
-
 def make_fit(
     model: ModelSpec,
     profile: DeviceProfile,
@@ -133,43 +104,75 @@ def make_fit(
         context_tokens: Longest sequence of one slot; None takes the profile's, or what the model was trained for.
     """
     context = context_tokens or planned_context(model, profile)
-    slots, batch = profile.server.slots, min(profile.batch, context)
-    kv_total, kv_type = sum(model.kv_heads), kv_type or profile.tuning.kv_type
-    score_tokens = context if profile.tuning.flash_attention == "off" else 0
-    held = f"activations + {model.heads} heads × {context} scores" if score_tokens else "activations"
-    rows: tuple[FitRow, ...] = (
-        FitRow(
-            what="model",
-            formula=f"{model.quantization}, {model.parameters / 1e6:.1f} M parameters",
-            size_bytes=model.file_bytes,
-        ),
-        FitRow(
-            what="KV cache",
-            formula=f"{context} tokens × {slots} slots × {kv_total} heads in {model.layers} layers × "
-            f"({model.key_length} + {model.value_length}) × {_KV_BLOCK_BYTES[kv_type] / 32:g} B ({kv_type})",
-            size_bytes=kv_cache_bytes(model, context_tokens=context, slots=slots, kv_type=kv_type),
-        ),
-        FitRow(
-            what="compute buffers",
-            formula=f"batch {batch} × ({model.vocabulary} vocabulary + {held}) × {_FLOAT_BYTES} B",
-            size_bytes=compute_bytes(model, batch_tokens=batch, score_tokens=score_tokens),
-        ),
-        FitRow(what="server", formula="Python, server, engine", size_bytes=SERVER_BYTES),
+    work = Workload(
+        context_tokens=context,
+        slots=profile.server.slots,
+        batch_tokens=min(profile.batch, context),
+        kv_type=kv_type or profile.tuning.kv_type,
+        flash_attention=profile.tuning.flash_attention != "off",
     )
-    if profile.server.grpc:
-        rows += (FitRow(what="gRPC", formula="grpcio, connections, messages", size_bytes=GRPC_BYTES),)
     return Fit(
         profile=profile.name,
         quantization=model.quantization,
-        kv_type=kv_type,
+        kv_type=work.kv_type,
         context_tokens=context,
         model_bytes=model.file_bytes,
-        rows=rows,
+        rows=tuple(row for row in _rows(model, profile, work) if row.size_bytes),
         budget_bytes=profile.budget_bytes,
         budget_formula=f"{format_bytes(profile.memory)} × (1 − {profile.reserve / 10:g} %)",
         storage_need_bytes=2 * model.file_bytes,
         storage_bytes=profile.storage,
         is_estimate=is_estimate,
+    )
+
+
+def _rows(model: ModelSpec, profile: DeviceProfile, work: Workload) -> Iterator[FitRow]:
+    """Work out each part of the memory; one that takes nothing has no bytes."""
+    yield FitRow(
+        what="model",
+        formula=f"{model.quantization}, {model.parameters / 1e6:.1f} M parameters",
+        size_bytes=model.file_bytes,
+    )
+    yield FitRow(
+        what="weights held twice",
+        formula="copied into the processor's order, and still wanted as they are",
+        size_bytes=copied_bytes(
+            model, variant=profile.cpu.variant, is_pinned=profile.tuning.mlock and profile.tuning.mmap
+        ),
+    )
+    yield FitRow(
+        what="vocabulary",
+        formula=f"{model.vocabulary} tokens, {model.merges} merges",
+        size_bytes=vocabulary_bytes(model),
+    )
+    padded = padded_context(work.context_tokens)
+    yield FitRow(
+        what="KV cache",
+        formula=f"{padded} tokens × {work.slots} slots × {sum(model.kv_heads)} heads in {model.layers} layers × "
+        f"({model.key_length} + {model.value_length}) × {kv_block_bytes(work.kv_type) / 32:g} B ({work.kv_type})",
+        size_bytes=kv_cache_bytes(model, work),
+    )
+    scores = f" + {model.heads} heads × {padded} scores" if not work.flash_attention else ""
+    yield FitRow(
+        what="compute buffers",
+        formula=f"batch {work.pass_tokens} × (activations{scores} + mask of {padded}) × 4 B",
+        size_bytes=compute_bytes(model, work),
+    )
+    yield FitRow(
+        what="output",
+        formula=f"{work.slots} slots × {model.vocabulary} logits, and candidates",
+        size_bytes=output_bytes(model, work),
+    )
+    yield FitRow(what="server", formula="Python, server, engine", size_bytes=SERVER_BYTES)
+    yield FitRow(
+        what="gRPC",
+        formula="grpcio, connections, messages",
+        size_bytes=GRPC_BYTES if profile.server.grpc else 0,
+    )
+    yield FitRow(
+        what="audit log",
+        formula="signing",
+        size_bytes=AUDIT_BYTES if profile.server.audit.enabled else 0,
     )
 
 

@@ -37,8 +37,9 @@ class ModelSpec:
         key_length: Elements of one key.
         value_length: Elements of one value.
         embedding: Elements of the hidden state.
-        feed_forward: Elements of the widest inner layer.
+        feed_forward: Elements of the widest inner layer; of experts, of those that one token goes through.
         vocabulary: Number of tokens.
+        merges: Number of the tokenizer's merges; 0 where it has none.
         context_trained: Longest sequence the model was trained for, in tokens.
         has_chat_template: Whether the header carries a chat template.
     """
@@ -62,6 +63,7 @@ class ModelSpec:
     embedding: int
     feed_forward: int
     vocabulary: int
+    merges: int
     context_trained: int
     has_chat_template: bool
 
@@ -179,8 +181,12 @@ class _Facts:
             key_length=self._own_number("attention.key_length", embedding // heads),
             value_length=self._own_number("attention.value_length", embedding // heads),
             embedding=embedding,
-            feed_forward=max(self._per_layer("feed_forward_length", layers, 4 * embedding)),
+            feed_forward=max(
+                *self._per_layer("feed_forward_length", layers, 4 * embedding),
+                self._own_number("expert_used_count", 0) * self._own_number("expert_feed_forward_length", 0),
+            ),
             vocabulary=self._vocabulary(),
+            merges=self._header.array_lengths.get("tokenizer.ggml.merges", 0),
             context_trained=self._positive("context_length"),
             has_chat_template=bool(self._text("tokenizer.chat_template")),
         )

@@ -61,8 +61,14 @@ class Answer:
         return f"status {self.status}, finish {self.finish!r}, {self.body[-300:]!r}"
 
 
-def run_calls(port: int, calls: Iterable[Call], *, clients: int) -> list[Answer]:
+def run_calls(port: int, calls: Iterable[Call], *, clients: int, still_s: float = _STILL_S) -> list[Answer]:
     """Send all calls, at most `clients` at a time, and return their answers in the order in which they ended.
+
+    Args:
+        port: On the loopback.
+        calls: The calls.
+        clients: Most of them under way at a time.
+        still_s: Seconds without a byte after which it is given up.
 
     Raises:
         AssertionError: Nothing arrived for a long time.
@@ -73,8 +79,8 @@ def run_calls(port: int, calls: Iterable[Call], *, clients: int) -> list[Answer]
         for call in _take(waiting, clients):
             _send(selector, port, call)
         while selector.get_map():
-            ready = selector.select(_STILL_S)
-            assert ready, f"nothing arrived for {_STILL_S:.0f} s; {len(answers)} calls are over"
+            ready = selector.select(still_s)
+            assert ready, f"nothing arrived for {still_s:.0f} s; {len(answers)} calls are over"
             for key, _ in ready:
                 stream: _Stream = key.data
                 if stream.receive():

@@ -46,7 +46,7 @@ def llama_spec(
         file_bytes=header_bytes + sum(tensor.size_bytes for tensor in tensors), layers=layers,
         kv_heads=(kv_heads,) * layers, heads=heads, query_groups=heads // kv_heads, experts=0,
         key_length=embedding // heads, value_length=embedding // heads, embedding=embedding, feed_forward=feed_forward,
-        vocabulary=vocabulary, context_trained=context_trained, has_chat_template=True,
+        vocabulary=vocabulary, merges=0, context_trained=context_trained, has_chat_template=True,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Both have the same vocabulary layout (SPM with byte tokens, ChatML control token
 bytes for the same arguments.
 
     write_tiny_gguf(path, *, dim=256, ff=512, layers=2, vocabulary_tokens=0, context_tokens=512, seed=0, dtype="f16",
-                    kv_heads=None, chat_template=CHATML)
+                    kv_heads=None, is_tied=False, chat_template=CHATML)
     write_scripted_gguf(path, *, scripts, context_tokens=2048, chat_template=CHATML)
 """
 
@@ -164,6 +164,7 @@ def write_tiny_gguf(
     seed: int = 0,
     dtype: str = "f16",
     kv_heads: int | None = None,
+    is_tied: bool = False,
     chat_template: str | None = CHATML,
 ) -> Path:
     """Write a Llama model with random weights.
@@ -176,6 +177,7 @@ def write_tiny_gguf(
         context_tokens: Longest context that the header declares.
         dtype: `f16` or `f32`; with `f32`, greedy text does not depend on what else is in the batch.
         kv_heads: Key/value heads of 64; by default half as many as attention heads.
+        is_tied: Whether the embeddings are the output matrix too.
         chat_template: Jinja text; None leaves the key out.
 
     Returns:
@@ -214,7 +216,12 @@ def write_tiny_gguf(
     if is_filled:
         # The largest of so many random logits is far above 0.
         output[: len(CONTROL)] = 0.0
-    tensors |= {"output_norm.weight": np.ones(dim, dtype=np.float32), "output.weight": output}
+    tensors["output_norm.weight"] = np.ones(dim, dtype=np.float32)
+    if is_tied:
+        # Logits of 0 for what would end an answer, as above.
+        tensors["token_embd.weight"][: len(CONTROL)] = 0.0
+    else:
+        tensors["output.weight"] = output
     return _write(
         path, vocabulary, tensors, dim=dim, ff=ff, layers=layers, heads=heads, kv_heads=kv_heads,
         context_tokens=context_tokens, dtype=dtype, chat_template=chat_template, eos=EOS,

@@ -9,14 +9,9 @@ from hypothesis import strategies as st
 
 from edgebuild.contents import BakedFile, make_contents
 from edgebuild.errors import ModelError, PlanError
-from edgebuild.fit import (
-    SERVER_BYTES,
-    format_bytes,
-    kv_cache_bytes,
-    make_fit,
-    verify_fit,
-)
+from edgebuild.fit import Fit, FitRow, format_bytes, make_fit, verify_fit
 from edgebuild.gguf import GgufHeader, Tensor
+from edgebuild.memory import SERVER_BYTES, Workload, copied_bytes, kv_cache_bytes
 from edgebuild.model_spec import ModelSpec, estimate_quantized, make_model_spec, quantized_file_name, slug
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ModelOrigin, ModelSource, make_labels, make_plan, make_run, notes
@@ -29,50 +24,92 @@ ORIGIN = ModelOrigin(
     source_quantization="F16",
     quantized_by="llama_model_quantize Q4_K_M",
 )
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 
 
 def profile(name: str = "pi4", **changes: object) -> DeviceProfile:
     return load_profile(name, working_directory=Path("/")).model_copy(update=changes)
 
 
+def work(**changes: object) -> Workload:
+    base: dict[str, object] = {
+        "context_tokens": 2048, "slots": 1, "batch_tokens": 256, "kv_type": "f16", "flash_attention": True,
+    }  # fmt: skip
+    return Workload(**base | changes)  # type: ignore[arg-type]
+
+
 def test_kv_cache_of_a_known_model() -> None:
     # 2048 tokens × 16 layers × 8 heads × (64 + 64) × 2 bytes = 64 MiB, as llama.cpp reports it.
-    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1, kv_type="f16") == 64 * 2**20
-    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=3, kv_type="f16") == 3 * 64 * 2**20
+    assert kv_cache_bytes(LLAMA, work()) == 64 * MIB
+    assert kv_cache_bytes(LLAMA, work(slots=3)) == 3 * 64 * MIB
     # 8.5 and 4.5 bits: 34 and 18 MiB, as llama.cpp reports them.
-    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1, kv_type="q8_0") == 34 * 2**20
-    assert kv_cache_bytes(LLAMA, context_tokens=2048, slots=1, kv_type="q4_0") == 18 * 2**20
+    assert kv_cache_bytes(LLAMA, work(kv_type="q8_0")) == 34 * MIB
+    assert kv_cache_bytes(LLAMA, work(kv_type="q4_0")) == 18 * MIB
+
+
+def test_each_slot_of_the_cache_is_padded() -> None:
+    assert kv_cache_bytes(LLAMA, work(context_tokens=300, slots=3)) == kv_cache_bytes(
+        LLAMA, work(context_tokens=512, slots=3)
+    )
 
 
 def tuned(**changes: object) -> DeviceProfile:
     return profile(tuning=profile().tuning.model_copy(update=changes))
 
 
+def row(fit: Fit, what: str) -> FitRow:
+    (found,) = [row for row in fit.rows if row.what == what]
+    return found
+
+
 def test_the_plan_counts_the_cache_by_its_type() -> None:
     rows = {
-        kv_type: make_fit(LLAMA, tuned(kv_type=kv_type), is_estimate=False).rows[1]
+        kv_type: row(make_fit(LLAMA, tuned(kv_type=kv_type), is_estimate=False), "KV cache")
         for kv_type in ("f16", "q8_0")
     }
-    assert rows["f16"].size_bytes == 64 * 2**20
-    assert rows["q8_0"].size_bytes == 34 * 2**20
+    assert rows["f16"].size_bytes == 64 * MIB
+    assert rows["q8_0"].size_bytes == 34 * MIB
     assert rows["q8_0"].formula.endswith("× 1.0625 B (q8_0)")
 
 
 def test_without_flash_attention_the_scores_count() -> None:
     usual, off = (
-        make_fit(LLAMA, tuned(flash_attention=value), is_estimate=False).rows[2] for value in ("auto", "off")
+        row(make_fit(LLAMA, tuned(flash_attention=value), is_estimate=False), "compute buffers")
+        for value in ("auto", "off")
     )
-    # 128 tokens of a batch × 32 heads × 2048 tokens of the context × 4 bytes.
-    assert off.size_bytes - usual.size_bytes == 32 * 2**20
+    # 128 tokens of a batch × 32 heads × 2048 tokens of the context, in 32 bit and once more in 16.
+    assert 48 * MIB + usual.size_bytes > off.size_bytes > 48 * MIB
     assert "32 heads × 2048 scores" in off.formula
+
+
+def test_weights_that_are_held_twice() -> None:
+    """Embeddings that are the output matrix too, on variants that copy their type; everything under mlock."""
+    quantized = estimate_quantized(LLAMA, "Q4_0")
+    embeddings = next(tensor for tensor in quantized.tensors if tensor.name == "token_embd.weight")
+    assert embeddings.type == "Q6_K"
+
+    def twice(model: ModelSpec, variant: str, *, is_pinned: bool = False) -> int:
+        return copied_bytes(model, variant=variant, is_pinned=is_pinned)
+
+    assert twice(quantized, "armv8.0_1") == 0
+    assert twice(quantized, "armv8.2_2") == embeddings.size_bytes
+    assert twice(quantized, "haswell") == 0, "AVX2 has no order of its own for Q6_K"
+    untied = estimate_quantized(llama_spec(is_tied=False), "Q4_0")
+    assert twice(untied, "armv8.2_2") == 0
+    pinned = twice(untied, "armv8.2_2", is_pinned=True)
+    assert pinned == sum(
+        tensor.size_bytes
+        for tensor in untied.tensors
+        if tensor.type in {"Q4_0", "Q6_K"} and "embd" not in tensor.name
+    )
+    assert row(make_fit(quantized, profile("pi5"), is_estimate=False), "weights held twice").size_bytes > 0
 
 
 def test_rows_add_up_to_the_need() -> None:
     fit = make_fit(LLAMA, profile("pi5"), is_estimate=False)
     assert fit.need_bytes == sum(row.size_bytes for row in fit.rows)
     assert fit.rows[0].size_bytes == LLAMA.file_bytes
-    assert fit.rows[-1].size_bytes == SERVER_BYTES
+    assert row(fit, "server").size_bytes == SERVER_BYTES
     assert fit.budget_bytes == 8 * GIB * 7 // 10
 
 

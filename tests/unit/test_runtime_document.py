@@ -6,7 +6,7 @@ import pytest
 
 from edgebuild.contents import BakedFile, make_contents
 from edgebuild.errors import ProfileError
-from edgebuild.fit import GRPC_BYTES
+from edgebuild.memory import GRPC_BYTES
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.layer import Role
 from edgebuild.plan import GRPC_FOLDER, STATE_FOLDER, ModelOrigin, ModelSource, make_plan, make_run

@@ -6,6 +6,7 @@ import ctypes
 from typing import Any, Final
 
 from edgeserve.engine.library import Library
+from edgeserve.engine.mapped_pages import MappedPages
 from edgeserve.engine.protocol import EngineError
 
 _TOKEN_NULL: Final = -1
@@ -20,7 +21,10 @@ class LlamaModel:
         self._api = library.api
         library.forget_complaints()
         params = self._api.llama_model_default_params()
-        if not use_mmap:
+        pages = MappedPages(self._api, files)
+        if use_mmap:
+            params.progress_callback = pages.callback
+        else:
             params.load_mode = self._api.LLAMA_LOAD_MODE_NONE
         self.pointer = self._load(params, files)
         if not self.pointer:

@@ -1,0 +1,381 @@
+"""A real image's server, run natively from its unpacked tree and used to the full: what memory does it take?
+
+1. The tree is unpacked; the model's pages are dropped from the page cache, so that the start is a cold one.
+2. Its entrypoint starts in it, and its resident pages are added up every few milliseconds (proc(5), Rss in
+   smaps_rollup: mapped files included, of which all that the kernel keeps counts).
+3. Every slot is given a prompt and an answer that fill its context together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgebuild.oci.layout import read_layout
+from edgebuild.sandbox import make_mount_points, sandbox_argv
+from edgebuild.unpacking import run_section, unpack
+from tests.support.load import Call, run_calls
+from tests.support.peers.tool import wait_until
+from tests.support.tiny_gguf import write_tiny_gguf
+
+_POLL_S = 0.005
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 900.0
+_PORT = re.compile(r" start .* port=(\d+)")
+_ANSWER_TOKENS = 24
+# The number that keeps prompts apart, BOS, and what is left free at the end.
+_MARGIN_TOKENS = 16
+# Each is one token of the random models' vocabulary, with the space before it.
+_WORDS = ("the", "and", "Obstacle", "ahead", "left", "right", "Battery", "low")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """An unpacked image.
+
+    Attributes:
+        root: The folder that is its root.
+        user: Numbers of user and group, with a colon.
+        environment: Its environment.
+        argv: Its entrypoint and command.
+        model_file: The model, on this machine.
+        model: What clients call it.
+        context_tokens: Longest sequence of one slot.
+        slots: Sequences side by side.
+        need_bytes: Memory that the plan says it takes.
+    """
+
+    root: Path
+    user: str
+    environment: Mapping[str, str]
+    argv: tuple[str, ...]
+    model_file: Path
+    model: str
+    context_tokens: int
+    slots: int
+    need_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Used:
+    """What a server took.
+
+    Attributes:
+        peak_bytes: The most resident memory at any time, start included.
+        parts: Resident bytes at the end, by what they are.
+        tokens: Tokens in the cache of each slot at the end.
+        log: What it wrote.
+    """
+
+    peak_bytes: int
+    parts: Mapping[str, int]
+    tokens: tuple[int, ...]
+    log: str
+
+
+def unpack_tree(layout: Path, root: Path) -> Tree:
+    """Unpack the first image of a layout."""
+    image = read_layout(layout).index().images[0]
+    root.mkdir(mode=0o755)
+    unpack(image.layers, root)
+    make_mount_points(root)
+    config = run_section(image.config)
+    runtime = json.loads((root / "etc/edgebuild/runtime.json").read_text("utf-8"))
+    return Tree(
+        root=root,
+        user=config["User"],
+        environment=dict(variable.split("=", 1) for variable in config["Env"]),
+        argv=(*config["Entrypoint"], *config["Cmd"]),
+        model_file=root / runtime["model"]["files"][0].lstrip("/"),
+        model=runtime["model"]["name"],
+        context_tokens=runtime["engine"]["context_tokens"],
+        slots=runtime["engine"]["slots"],
+        need_bytes=runtime["memory"]["need_bytes"],
+    )
+
+
+def host_variant() -> str:
+    """Name the engine variant that this x86 machine loads (ggml-cpu-feats of the variants that images hold)."""
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())  # type: ignore[index]
+    if {"avx512f", "avx512_vnni", "avx512vbmi"} <= flags:
+        return "icelake"
+    if {"avx2", "avx_vnni"} <= flags:
+        return "alderlake"
+    return "haswell" if "avx2" in flags else "sse42"
+
+
+@contextmanager
+def running_tree(
+    tree: Tree, *, settings: Mapping[str, object] | None = None, prefix: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+    """Run the image's entrypoint until the block ends; gives its process, its port and its log.
+
+    Args:
+        tree: The image.
+        settings: Variables of the server.
+        prefix: What stands before the whole command.
+    """
+    log = tree.root.with_name(f"{tree.root.name}.log")
+    _drop_pages(tree.model_file)
+    uid, _, gid = tree.user.partition(":")
+    own = {
+        "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
+        "EDGE_HOST": "127.0.0.1",
+        "EDGE_PORT": "0",
+    }
+    given = {name: str(value) for name, value in (settings or {}).items()}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*prefix, *sandbox_argv(tree.root, tree.argv, uid=uid, gid=gid)],
+            env={**tree.environment, **own, **given},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until(
+            lambda: " ready " in log.read_text("utf-8", "replace"),
+            lambda: process.poll() is None,
+            log=log,
+            what="the image's server",
+            timeout_s=_START_TIMEOUT_S,
+        )
+        found = _PORT.search(log.read_text("utf-8"))
+        assert found is not None
+        yield process, int(found[1]), log
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def fill_context(tree: Tree, port: int) -> tuple[int, ...]:
+    """Fill every slot's context at the same time, and return the tokens of each.
+
+    Raises:
+        AssertionError: An answer is not whole.
+    """
+    length = tree.context_tokens - _ANSWER_TOKENS - _MARGIN_TOKENS
+    calls = []
+    for slot in range(tree.slots):
+        words = random.Random(slot).choices(_WORDS, k=length)
+        document = {
+            "model": tree.model, "prompt": f"{slot} " + " ".join(words), "max_tokens": _ANSWER_TOKENS, "seed": slot,
+            "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        calls.append(Call(document=document))
+    answers = run_calls(port, calls, clients=tree.slots, still_s=_ANSWER_TIMEOUT_S)
+    for answer in answers:
+        assert (answer.status, answer.finish) == (200, "length"), answer.describe()
+    totals = [re.search(rb'"total_tokens": ?(\d+)', answer.body) for answer in answers]
+    tokens = tuple(int(total[1]) for total in totals if total is not None)
+    assert len(tokens) == tree.slots, answers[0].describe()
+    assert min(tokens) > tree.context_tokens * 0.9, (tokens, tree.context_tokens)
+    return tokens
+
+
+def use_to_the_full(tree: Tree, *, settings: Mapping[str, object] | None = None) -> Used:
+    """Start the server cold, fill every slot, and return what memory it took."""
+    # What this machine has free is no part of the question.
+    given = {"EDGE_MEMORY_CHECK": "warn", "EDGE_REQUEST_S": 1800, **(settings or {})}
+    with running_tree(tree, settings=given) as (process, port, log):
+        watcher = _Watcher(process.pid)
+        tokens = fill_context(tree, port)
+        parts = resident_parts(process.pid, tree.model_file.name)
+        # The start came before the watcher: the kernel keeps the peak (proc(5), VmHWM).
+        peak = max(watcher.stop(), _field(process.pid, "status", "VmHWM:"))
+    return Used(peak_bytes=peak, parts=parts, tokens=tokens, log=log.read_text("utf-8", "replace"))
+
+
+class _Watcher:
+    """Adds up the resident pages of a process again and again, until it is stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peak_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Stop, and return the peak in bytes."""
+        self._done.set()
+        self._thread.join()
+        return self._peak_bytes
+
+    def _watch(self) -> None:
+        while not self._done.wait(_POLL_S):
+            self._peak_bytes = max(self._peak_bytes, _field(self._pid, "smaps_rollup", "Rss:"))
+
+
+def resident_parts(pid: int, model_file: str) -> dict[str, int]:
+    """Split the resident pages of a process: the model's file, other files, and memory of its own."""
+    parts = {"model file": 0, "other files": 0, "own": 0}
+    kind = "own"
+    for line in Path(f"/proc/{pid}/smaps").read_text("utf-8", "replace").splitlines():
+        fields = line.split()
+        if not fields[0].endswith(":"):
+            path = fields[5] if len(fields) > 5 else ""
+            kind = (
+                "model file"
+                if path.endswith(f"/{model_file}")
+                else "other files"
+                if path.startswith("/")
+                else "own"
+            )
+        elif fields[0] == "Rss:":
+            parts[kind] += int(fields[1]) * 1024
+    return parts
+
+
+def _field(pid: int, file: str, name: str) -> int:
+    """Read a size in kB from a file of /proc; 0 when the process is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/{file}").read_text("ascii", "replace").splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _drop_pages(path: Path) -> None:
+    """Drop a file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A model of random weights and how it is served.
+
+    Attributes:
+        name: For people.
+        quantization: Type that it is made.
+        shape: Arguments of `write_tiny_gguf`.
+        context_tokens: Longest sequence of one slot.
+        slots: Sequences side by side.
+        batch_tokens: Prompt tokens of one step.
+        kv_type: Element type of the cache.
+        flash_attention: As in a profile.
+    """
+
+    name: str
+    quantization: str
+    shape: Mapping[str, Any]
+    context_tokens: int = 512
+    slots: int = 1
+    batch_tokens: int = 256
+    kv_type: str = "f16"
+    flash_attention: str = "auto"
+
+    def profile(self, *, memory: str = "64GiB") -> str:
+        """Write a profile for this machine."""
+        return (
+            f"extends: x86\nschema_version: 1\nname: measured\nmemory: {memory}\nreserve: 0%\ncontext: {self.context_tokens}\n"
+            f"batch: {self.batch_tokens}\ncpu: {{variant: {host_variant()}}}\nserver: {{slots: {self.slots}}}\n"
+            f"tuning: {{kv_type: {self.kv_type}, flash_attention: {self.flash_attention}}}\n"
+        )
+
+
+# What takes the memory: the model, in the order of the file and in the processor's; cache; scores; vocabulary; and a
+# matrix that is held twice. Tensors are large, as those of real models: from Linux 6.18 on, a page that is touched brings
+# in its neighbours of up to 2 MiB.
+QUICK = Setting(
+    name="small",
+    quantization="Q4_K_M",
+    shape={"dim": 512, "ff": 1536, "layers": 2, "vocabulary_tokens": 4000},
+    slots=2,
+    context_tokens=256,
+)
+SETTINGS = (
+    Setting(
+        name="weights as they are, Q8_0",
+        quantization="Q8_0",
+        shape={"dim": 1024, "ff": 4096, "layers": 8, "vocabulary_tokens": 16000},
+        context_tokens=256,
+    ),
+    Setting(
+        name="weights in another order, Q4_K_M",
+        quantization="Q4_K_M",
+        shape={"dim": 2048, "ff": 8192, "layers": 4, "vocabulary_tokens": 8000},
+        context_tokens=256,
+    ),
+    Setting(
+        name="cache of f16, 4 slots",
+        quantization="Q4_K_M",
+        shape={"dim": 512, "ff": 512, "layers": 4, "vocabulary_tokens": 1000, "kv_heads": 8},
+        context_tokens=2048,
+        slots=4,
+    ),
+    Setting(
+        name="cache of q8_0",
+        quantization="Q4_K_M",
+        shape={"dim": 512, "ff": 512, "layers": 4, "vocabulary_tokens": 1000, "kv_heads": 8},
+        context_tokens=4096,
+        slots=2,
+        kv_type="q8_0",
+    ),
+    Setting(
+        name="no flash attention",
+        quantization="Q8_0",
+        shape={"dim": 512, "ff": 512, "layers": 1, "vocabulary_tokens": 1000},
+        context_tokens=4096,
+        batch_tokens=512,
+        flash_attention="off",
+    ),
+    Setting(
+        name="vocabulary of 128 000",
+        quantization="Q4_K_M",
+        shape={"dim": 256, "ff": 512, "layers": 2, "vocabulary_tokens": 128_000},
+        context_tokens=256,
+        slots=4,
+    ),
+    Setting(
+        name="embeddings are the output matrix, Q4_0",
+        quantization="Q4_0",
+        shape={"dim": 512, "ff": 1024, "layers": 2, "vocabulary_tokens": 64_000, "is_tied": True},
+        context_tokens=256,
+    ),
+)
+
+
+def build_tree(
+    setting: Setting,
+    folder: Path,
+    *,
+    build: Callable[..., object],
+    memory: str = "64GiB",
+    more: str = "",
+) -> Tree:
+    """Make the model, build an image with it as a user does, and unpack that.
+
+    Args:
+        setting: What to build.
+        folder: Empty folder.
+        build: Runs `edgebuild image` with further arguments.
+        memory: Memory of the profile.
+        more: What else stands in the profile, such as what may be chosen; then the type is the profile's.
+    """
+    model, profile, layout = folder / "random.gguf", folder / "measured.yaml", folder / "layout"
+    if not model.exists():
+        write_tiny_gguf(model, context_tokens=setting.context_tokens, **setting.shape)
+    profile.write_text(setting.profile(memory=memory) + more)
+    kind = () if more else ("--quantization", setting.quantization)
+    build("--profile", profile, "--model", model, "--no-test", "--output", layout, *kind)
+    tree = unpack_tree(layout, folder / "root")
+    shutil.rmtree(layout)
+    return tree
