@@ -14,7 +14,9 @@ import pytest
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ModelError, RegistryError
 from edgebuild.host import Host, make_host
+from edgebuild.model.header import load_model_spec
 from edgebuild.model.source import ModelFile, load_model
+from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import SilentProgress
 from tests.support.faulty_registry import Answer, Corrupt, CutResponse, FaultyRegistry
@@ -117,6 +119,32 @@ def push_ollama(host: str, gguf: bytes) -> Digest:
         config=("application/vnd.docker.container.image.v1+json", b'{"model_format": "gguf"}'),
         kind=DOCKER,
     )  # fmt: skip
+
+
+def test_the_header_alone_is_read(registry: Registry, store: Store, tmp_path: Path) -> None:
+    """Of a layer no more is taken than its beginning; one that is packed is fetched whole."""
+    gguf = write_tiny_gguf(tmp_path / "b.gguf", dim=512, ff=2048, layers=3).read_bytes()
+    push_docker(registry.host, gguf)
+    host = make_host(
+        environment={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        working_directory=tmp_path, cpu_count=1, now_s=0, cache=store.root,
+    )  # fmt: skip
+
+    def look(repository: str) -> ModelSpec:
+        reference = f"oci://{registry.host}/{repository}:1"
+        return load_model_spec(
+            reference, wanted=("Q4_K_M",), host=host, store=store, progress=SilentProgress()
+        )
+
+    spec = look("ai/tiny")
+    assert (spec.file_bytes, spec.licence) == (len(gguf), "Apache License")
+    assert store.find_download(Digest.of(gguf), "tiny.gguf") is None
+    push_modelpack(
+        registry.host,
+        packed({"pack.gguf": gguf}, mode="w"),
+        media_type="application/vnd.cncf.model.weight.v1.tar",
+    )
+    assert look("acme/pack").file_bytes == len(gguf)
 
 
 @pytest.mark.parametrize(

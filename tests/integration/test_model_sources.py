@@ -19,6 +19,9 @@ from tests.support.hub import TOKEN, LoopbackHub, running_hub
 from tests.support.small_disk import SmallDisk
 from tests.support.tiny_gguf import write_tiny_gguf
 
+FETCH = ("image", "--profile", "./narrow.yaml", "--model", "hf://acme/tiny")
+REFUSED = "does not fit narrow"
+
 
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
@@ -35,8 +38,9 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def command(tmp_path: Path, hub: LoopbackHub) -> Edgebuild:
-    """The command with an empty store and the hub; `fit` fetches what `image` would."""
+    """The command with an empty store and the hub; FETCH refuses the model once it is fetched."""
     made = make_edgebuild(tmp_path, tmp_path / "store")
+    (tmp_path / "narrow.yaml").write_text("extends: x86\nschema_version: 1\nname: narrow\nmemory: 1MiB\n")
     return Edgebuild(
         folder=made.folder, variables={**made.variables, "HF_ENDPOINT": hub.url, "HOME": str(tmp_path)}
     )
@@ -104,7 +108,7 @@ def test_fetching_that_is_ended_goes_on_in_the_next_run(
     hub.add("acme/tiny", {"tiny-F16.gguf": gguf})
     hub.storage(gguf).stalls = [300_000]
     store, log = command.folder / "store", command.folder / "log"
-    argv = [*command.program, "fit", "--model", "hf://acme/tiny", "--profile", "x86"]
+    argv = [*command.program, *FETCH]
     with log.open("wb") as out:
         running = subprocess.Popen(
             argv, env=dict(command.variables), cwd=command.folder, stdin=subprocess.DEVNULL, stdout=out,
@@ -117,7 +121,7 @@ def test_fetching_that_is_ended_goes_on_in_the_next_run(
     assert time.monotonic() - begin < 10
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert "Traceback" not in log.read_text()
-    command.run("fit", "--model", "hf://acme/tiny", "--profile", "x86")
+    assert_failed(command.run(*FETCH, check=False), 4, REFUSED)
     assert [asked for _, asked in hub.store.asked] == ["", "bytes=300000-"]
     assert partial_sizes(store) == []
     assert "every entry is whole" in command.run("cache", "verify").stdout
@@ -129,11 +133,11 @@ def test_disk_that_fills_up_midway(
     hub.add("acme/tiny", {"tiny-F16.gguf": gguf})
     disk = make_disk(len(gguf) + (2 << 20))
     disk.fill(leave_bytes=len(gguf) // 2)
-    argv = ("fit", "--model", "hf://acme/tiny", "--profile", "x86", "--cache", disk.path / "store")
+    argv = (*FETCH, "--cache", disk.path / "store")
     done = command.run(*argv, check=False)
     assert_failed(done, 5, "no space is left for the store")
     disk.make_room()
-    command.run(*argv)
+    assert_failed(command.run(*argv, check=False), 4, REFUSED)
     assert hub.store.asked[-1][1].startswith("bytes=")
     assert "every entry is whole" in command.run("cache", "verify", "--cache", disk.path / "store").stdout
 

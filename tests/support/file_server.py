@@ -24,6 +24,7 @@ class Page:
         silent_from: Where answers that begin there or later say nothing but their head, or -1.
         lives: Answers after which it is refused with 403, or -1.
         token: Bearer token that is asked for, or "".
+        tells_length: Whether answers have a Content-Length; without it they end with the connection.
     """
 
     body: bytes
@@ -38,6 +39,7 @@ class Page:
     silent_from: int = -1
     lives: int = -1
     token: str = ""
+    tells_length: bool = True
 
 
 class FileServer:
@@ -113,7 +115,8 @@ class FileServer:
             headers["Accept-Ranges"] = "bytes"
         if asked:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(page.body)}"
-        _send_head(handler, 206 if asked else 200, end - begin, headers)
+        handler.close_connection |= not page.tells_length
+        _send_head(handler, 206 if asked else 200, end - begin if page.tells_length else None, headers)
         if handler.command == "HEAD":
             return
         if 0 <= page.silent_from <= begin:
@@ -132,10 +135,11 @@ class FileServer:
 
 
 def _send_head(
-    handler: BaseHTTPRequestHandler, status: int, size_bytes: int, headers: Mapping[str, str]
+    handler: BaseHTTPRequestHandler, status: int, size_bytes: int | None, headers: Mapping[str, str]
 ) -> None:
     handler.send_response(status)
-    for name, value in {"Content-Length": str(size_bytes), **headers}.items():
+    length = {} if size_bytes is None else {"Content-Length": str(size_bytes)}
+    for name, value in {**length, **headers}.items():
         handler.send_header(name, value)
     handler.end_headers()
 

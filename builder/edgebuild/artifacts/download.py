@@ -138,7 +138,7 @@ class _Transfer:
             try:
                 self._fetch_rest(patience, stop)
             except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
-                raise self._failure(str(error), hint=self._wanted.hints.refused) from error
+                raise download_failure(self._wanted, str(error), hint=self._wanted.hints.refused) from error
             except (httpx2.TransportError, TryAgainError) as error:
                 if self._arrival.size_bytes > before_bytes:
                     tries.progressed()
@@ -146,7 +146,7 @@ class _Transfer:
                 try:
                     tries.wait(error)
                 except GaveUpError as end:
-                    raise self._failure(str(end), hint=self._wanted.hints.away) from error
+                    raise download_failure(self._wanted, str(end), hint=self._wanted.hints.away) from error
                 if stop.is_set():
                     self._end()
             else:
@@ -164,7 +164,7 @@ class _Transfer:
                 # The scratch file is as long as the file, or longer; its hash decides.
                 return
             if response.status_code not in {200, 206}:
-                self._refuse(response)
+                refuse(self._wanted, response)
             if have_bytes and (response.status_code == 200 or not starts_at(response, have_bytes)):
                 # A server without ranges sends everything again.
                 self._arrival.restart()
@@ -215,15 +215,24 @@ class _Transfer:
     def _end(self) -> NoReturn:
         raise ToolError(f"the download of {_place(self._wanted)} was stopped", hint="what arrived is kept")
 
-    def _refuse(self, response: httpx2.Response) -> NoReturn:
-        reason = f"{response.status_code} {response.reason_phrase}".strip()
-        if response.status_code in _RETRYABLE:
-            raise TryAgainError(reason, retry_after_s=retry_after_s(response.headers) or 0.0)
-        hints = self._wanted.hints
-        raise self._failure(reason, hint=hints.gone if response.status_code in {404, 410} else hints.refused)
 
-    def _failure(self, reason: str, *, hint: str) -> ToolError:
-        return ToolError(f"{_place(self._wanted)} cannot be downloaded: {reason}", hint=hint)
+def refuse(wanted: Wanted, response: httpx2.Response) -> NoReturn:
+    """Say what an answer other than the file means.
+
+    Raises:
+        TryAgainError: It may get better.
+        ToolError: It does not.
+    """
+    reason = f"{response.status_code} {response.reason_phrase}".strip()
+    if response.status_code in _RETRYABLE:
+        raise TryAgainError(reason, retry_after_s=retry_after_s(response.headers) or 0.0)
+    is_gone = response.status_code in {404, 410}
+    raise download_failure(wanted, reason, hint=wanted.hints.gone if is_gone else wanted.hints.refused)
+
+
+def download_failure(wanted: Wanted, reason: str, *, hint: str) -> ToolError:
+    """Make the error for a file that cannot be had."""
+    return ToolError(f"{_place(wanted)} cannot be downloaded: {reason}", hint=hint)
 
 
 def _length(response: httpx2.Response, start_bytes: int) -> int:

@@ -9,7 +9,7 @@ from edgebuild.cli.project import find_project, gather_wishes, project_option
 from edgebuild.cli.quantization import quantization_option
 from edgebuild.cli.selection import render_selection, selection_document
 from edgebuild.errors import PlanError
-from edgebuild.model.source import load_model
+from edgebuild.model.header import load_model_spec
 
 
 @click.command(name="fit")
@@ -44,27 +44,24 @@ def command(
         shard_size=None,
         session=session,
     )
-    found = load_model(
+    spec = load_model_spec(
         wishes.model,
         wanted=wanted_types(wishes.profiles, override=quantization),
         host=session.host,
         store=Store(session.host.cache_directory, progress=session.progress),
         progress=session.progress,
     )
-    versions = make_versions(found.spec, wishes.profiles, override=quantization)
+    versions = make_versions(spec, wishes.profiles, override=quantization)
     selections = [
-        make_selection(found.spec, profile, versions=versions, override=quantization)
-        for profile in wishes.profiles
+        make_selection(spec, profile, versions=versions, override=quantization) for profile in wishes.profiles
     ]
     for selection in selections:
-        session.say(render_selection(selection, model_name=found.spec.name))
+        session.say(render_selection(selection, model_name=spec.name))
         session.say("")
-    session.give(
-        {"model": found.spec.name, "fits": [selection_document(selection) for selection in selections]}
-    )
+    session.give({"model": spec.name, "fits": [selection_document(selection) for selection in selections]})
     refused = [selection for selection in selections if selection.chosen is None]
     if wishes.named and refused:
         raise PlanError(
-            f"{found.spec.name} does not fit: {'; '.join(selection.refusal for selection in refused)}",
+            f"{spec.name} does not fit: {'; '.join(selection.refusal for selection in refused)}",
             hint="take a smaller model, a smaller --quantization or auto, or a profile with less context or more memory",
         )

@@ -6,8 +6,8 @@ name in the annotation org.opencontainers.image.title.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ _SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Artifact:
+class Artifact:
     """A manifest that was read.
 
     Attributes:
@@ -80,6 +80,77 @@ def fetch_registry_model(
     named = reference.reference
     if named.digest is not None and (known := _recall(named.digest, store)) is not None:
         return known
+    with open_registry_model(reference, wanted=wanted, host=host, progress=progress) as opened:
+        fetched = tuple(
+            _fetch_file(opened.client, layer, file, place=opened.place, store=store, progress=progress)
+            for file, layer in opened.chosen
+        )
+        is_one = len(fetched) == 1
+        source = ModelSource(
+            kind="oci",
+            reference=f"oci://{named.with_digest(opened.artifact.digest)}",
+            revision=str(opened.artifact.digest),
+            file=fetched[0].name,
+            sha256=fetched[0].sha256 if is_one else "",
+            licence=opened.licence(),
+            files=() if is_one else tuple((file.name, file.sha256) for file in fetched),
+        )
+    # A choice among several models may be another one the next time.
+    if opened.models == 1 and all(file.sha256 for file in fetched):
+        store.remember(_note_name(opened.artifact.digest), canonical_json(asdict(source)))
+    return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedModel:
+    """A model in a registry that is being talked to.
+
+    Attributes:
+        client: The connection.
+        artifact: The manifest.
+        place: What it is called in messages.
+        chosen: Names and layers of the model's files, in order.
+        models: How many models there were to choose from.
+    """
+
+    client: RegistryClient
+    artifact: Artifact
+    place: str
+    chosen: tuple[tuple[str, Descriptor], ...]
+    models: int
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a file is inside another, so that its beginning is not that of its layer."""
+        return any(layer.media_type.endswith(_PACKED) for _, layer in self.chosen)
+
+    def licence(self) -> str:
+        """Read what the artifact says of its licence; "" when it says nothing."""
+        return _licence(self.client, self.artifact)
+
+    def fetch_beginning(self, layer: Descriptor, into: Path, *, upto: int) -> int:
+        """Append to a file what it lacks of a layer's first `upto` bytes; returns the layer's size in bytes."""
+        have = into.stat().st_size if into.exists() else 0
+        with (
+            into.open("ab") as file,
+            closing(
+                self.client.stream_blob(layer.digest, size_bytes=layer.size_bytes, offset_bytes=have)
+            ) as chunks,
+        ):
+            # The rest of the layer is left unread: the connection ends with the loop.
+            while have < min(upto, layer.size_bytes):
+                piece = next(chunks)[: upto - have]
+                file.write(piece)
+                have += len(piece)
+        return layer.size_bytes
+
+
+@contextmanager
+def open_registry_model(
+    reference: RegistryReference, *, wanted: tuple[str, ...], host: Host, progress: Progress
+) -> Iterator[OpenedModel]:
+    """Find a model in a registry and keep the connection; arguments and errors are those of `fetch_registry_model`."""
+    named = reference.reference
     place = f"oci://{named}"
     with open_client(named, environment=host.environment, progress=progress) as client:
         artifact = _read_artifact(client, str(named.digest or named.tag), place=place)
@@ -92,24 +163,13 @@ def fetch_registry_model(
         )
         if not chosen:
             raise _no_gguf(artifact, place)
-        fetched = tuple(
-            _fetch_file(client, files[name], name, place=place, store=store, progress=progress)
-            for name in chosen
+        yield OpenedModel(
+            client=client,
+            artifact=artifact,
+            place=place,
+            chosen=tuple((name, files[name]) for name in chosen),
+            models=1 if len(files) == len(chosen) else len(files),
         )
-        is_one = len(fetched) == 1
-        source = ModelSource(
-            kind="oci",
-            reference=f"oci://{named.with_digest(artifact.digest)}",
-            revision=str(artifact.digest),
-            file=fetched[0].name,
-            sha256=fetched[0].sha256 if is_one else "",
-            licence=_licence(client, artifact),
-            files=() if is_one else tuple((file.name, file.sha256) for file in fetched),
-        )
-    # A choice among several models may be another one the next time.
-    if len(files) == len(fetched) and all(file.sha256 for file in fetched):
-        store.remember(_note_name(artifact.digest), canonical_json(asdict(source)))
-    return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +239,7 @@ def _fetch_blob(
     )
 
 
-def _read_artifact(client: RegistryClient, name: str, *, place: str) -> _Artifact:
+def _read_artifact(client: RegistryClient, name: str, *, place: str) -> Artifact:
     manifest = client.manifest(name)
     document = _parse(manifest, place)
     if manifest.descriptor.media_type in {media.INDEX, media.DOCKER_INDEX}:
@@ -195,7 +255,7 @@ def _read_artifact(client: RegistryClient, name: str, *, place: str) -> _Artifac
         manifest = client.manifest(models[0].digest)
         document = _parse(manifest, place)
     (config,) = _descriptors([document.get("config")], place)
-    return _Artifact(
+    return Artifact(
         digest=manifest.descriptor.digest, config=config, layers=_descriptors(document.get("layers"), place)
     )
 
@@ -223,7 +283,7 @@ def _broken(place: str) -> RegistryError:
     return RegistryError(f"{place} is no manifest that can be read", hint="push the artifact anew")
 
 
-def _gguf_files(artifact: _Artifact, *, default: str) -> dict[str, Descriptor]:
+def _gguf_files(artifact: Artifact, *, default: str) -> dict[str, Descriptor]:
     """Name the layers that are GGUF files, each once.
 
     Docker's tools name several without names by their order, as the files of one model (docker/model-runner,
@@ -243,7 +303,7 @@ def _gguf_files(artifact: _Artifact, *, default: str) -> dict[str, Descriptor]:
     return found | {str(name): layer for name, layer in zip(names, nameless, strict=False)}
 
 
-def _no_gguf(artifact: _Artifact, place: str) -> ModelError:
+def _no_gguf(artifact: Artifact, place: str) -> ModelError:
     kinds = ", ".join(dict.fromkeys(layer.media_type for layer in artifact.layers)) or "nothing"
     return ModelError(
         f"{place} holds no GGUF file but {kinds}",
@@ -251,7 +311,7 @@ def _no_gguf(artifact: _Artifact, place: str) -> ModelError:
     )
 
 
-def _licence(client: RegistryClient, artifact: _Artifact) -> str:
+def _licence(client: RegistryClient, artifact: Artifact) -> str:
     """Read the licence: SPDX names of a ModelPack configuration, else the first line of a licence's text."""
     if artifact.config.media_type.endswith("+json") and artifact.config.size_bytes <= _SMALL_BYTES:
         try:

@@ -22,6 +22,7 @@ from edgebuild.host import Host
 from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.hub_api import Hub, HubFile, Listing
+from edgebuild.model.located import Located
 from edgebuild.model.reference import HubReference
 from edgebuild.model.selection import choose_files, find_candidates
 from edgebuild.model_spec import gguf_file_name
@@ -54,6 +55,27 @@ def fetch_hub_model(
         ToolError: The hub refuses, fails or serves other bytes.
         StoreError: The disk is full.
     """
+    located = locate_hub_model(
+        reference, wanted=wanted, host=host, store=store, progress=progress, patience=patience
+    )
+    # Step 3.
+    path, *more = (
+        download(file, store=store, environment=host.environment, progress=progress, patience=patience)
+        for file in located.files
+    )
+    return Fetched(path=path, more=tuple(more), source=located.source)
+
+
+def locate_hub_model(
+    reference: HubReference,
+    *,
+    wanted: tuple[str, ...],
+    host: Host,
+    store: Store,
+    progress: Progress,
+    patience: Patience = USUAL,
+) -> Located:
+    """Find a GGUF model of a repository; arguments and errors are those of `fetch_hub_model`."""
     hub = Hub(host.environment, patience=patience)
     # Step 1.
     listing = _recall(hub, reference, store)
@@ -65,52 +87,47 @@ def fetch_hub_model(
             )
         listing = hub.list_files(reference)
         _remember(hub, reference, listing, store)
-    pinned = HubReference(repository=reference.repository, revision=listing.commit)
     # Step 2.
     files = _choose(reference, listing, wanted)
     first = files[0]
     if not reference.file or not reference.is_pinned:
         several = f" and the {len(files) - 1} that belong to it" if len(files) > 1 else ""
         progress.note(f"{reference}: taking {first.path}{several} at commit {listing.commit}")
-    # Step 3.
-    paths, named = [], []
-    for file in files:
-        name = gguf_file_name(file.path.rpartition("/")[2])
-        named.append((name, file.sha256))
-        page = f"{hub.endpoint}/{reference.repository}"
-        wanted_file = Wanted(
-            url=hub.url(reference, file.path, listing.commit),
-            file=name,
-            digest=Digest(file.sha256),
-            size_bytes=file.size_bytes,
-            title=name,
-            headers=hub.headers,
-            hints=Hints(
-                away="check the network and proxies, or name a mirror in HF_ENDPOINT; what arrived is kept for the next try",
-                gone=f"the hub no longer has this commit; see {page}",
-                refused=f"ask for access at {page}, then give a token of that account in HF_TOKEN",
-                other=f"the hub, a mirror or a proxy is damaged or hostile; compare with {page}",
-            ),
-        )
-        paths.append(
-            download(
-                wanted_file, store=store, environment=host.environment, progress=progress, patience=patience
-            )
-        )
+    named = tuple((gguf_file_name(file.path.rpartition("/")[2]), file.sha256) for file in files)
     is_one = len(files) == 1
-    return Fetched(
-        path=paths[0],
-        more=tuple(paths[1:]),
+    return Located(
+        files=tuple(
+            _wanted(hub, reference, file, name, commit=listing.commit)
+            for file, (name, _) in zip(files, named, strict=True)
+        ),
         source=ModelSource(
             kind="huggingface",
             reference=str(
-                HubReference(repository=pinned.repository, revision=pinned.revision, file=first.path)
+                HubReference(repository=reference.repository, revision=listing.commit, file=first.path)
             ),
             revision=listing.commit,
             file=named[0][0],
             sha256=first.sha256 if is_one else "",
             licence=listing.licence,
-            files=() if is_one else tuple(named),
+            files=() if is_one else named,
+        ),
+    )
+
+
+def _wanted(hub: Hub, reference: HubReference, file: HubFile, name: str, *, commit: str) -> Wanted:
+    page = f"{hub.endpoint}/{reference.repository}"
+    return Wanted(
+        url=hub.url(reference, file.path, commit),
+        file=name,
+        digest=Digest(file.sha256),
+        size_bytes=file.size_bytes,
+        title=name,
+        headers=hub.headers,
+        hints=Hints(
+            away="check the network and proxies, or name a mirror in HF_ENDPOINT; what arrived is kept for the next try",
+            gone=f"the hub no longer has this commit; see {page}",
+            refused=f"ask for access at {page}, then give a token of that account in HF_TOKEN",
+            other=f"the hub, a mirror or a proxy is damaged or hostile; compare with {page}",
         ),
     )
 

@@ -7,6 +7,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.errors import UsageError
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
+from edgebuild.model.located import Located
 from edgebuild.model.reference import WebReference
 from edgebuild.model_spec import gguf_file_name
 from edgebuild.network import is_loopback_host
@@ -29,26 +30,29 @@ def fetch_web_model(reference: WebReference, *, host: Host, store: Store, progre
         ToolError: It cannot be had, or is another file.
         StoreError: The disk is full.
     """
+    located = locate_web_model(reference)
+    (file,) = located.files
+    path = download(file, store=store, environment=host.environment, progress=progress)
+    return Fetched(path=path, source=located.source)
+
+
+def locate_web_model(reference: WebReference) -> Located:
+    """Say where the file lies.
+
+    Raises:
+        UsageError: The address is plain HTTP to another machine.
+    """
     parts = urlsplit(reference.url)
     if parts.scheme.lower() != "https" and not is_loopback_host(parts.hostname or ""):
         raise UsageError(
             f"{reference.shown} is not https", hint="plain http shows everybody what is fetched; take https"
         )
     file = gguf_file_name(reference.file)
-    path = download(
-        Wanted(
-            url=reference.url,
-            file=file,
-            digest=reference.digest,
-            size_bytes=0,
-            title=file,
-            hints=_HINTS,
+    return Located(
+        files=(
+            Wanted(
+                url=reference.url, file=file, digest=reference.digest, size_bytes=0, title=file, hints=_HINTS
+            ),
         ),
-        store=store,
-        environment=host.environment,
-        progress=progress,
-    )
-    return Fetched(
-        path=path,
         source=ModelSource(kind="web", reference=reference.shown, file=file, sha256=reference.digest.hex),
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -157,7 +157,7 @@ class RegistryClient:
 
     def stream_blob(
         self, digest: Digest, *, size_bytes: int | None = None, offset_bytes: int = 0
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """Yield a blob as it comes, from a place on; whoever reads compares its digest.
 
         A connection that breaks is made again and goes on where it broke.

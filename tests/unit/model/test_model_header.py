@@ -1,0 +1,141 @@
+"""Headers of models that lie elsewhere: nothing but their beginning is fetched, by servers of every kind."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgebuild.artifacts.beginning import fetch_beginning
+from edgebuild.artifacts.download import Wanted
+from edgebuild.artifacts.store import Store
+from edgebuild.artifacts.tries import Patience
+from edgebuild.errors import ModelError, ToolError
+from edgebuild.gguf import read_gguf_header
+from edgebuild.host import Host
+from edgebuild.model.header import load_model_spec
+from edgebuild.model_spec import ModelSpec, make_model_spec
+from edgebuild.oci.digest import Digest
+from tests.support.file_server import FileServer, Page
+from tests.support.hub import TOKEN, LoopbackHub
+from tests.support.tiny_gguf import write_tiny_gguf
+from tests.unit.artifacts.telling import Told
+from tests.unit.model.conftest import Load
+
+MIB = 1 << 20
+QUICK = Patience(attempts=2, deadline_s=20, backoff_s=0.01, idle_s=0.5)
+Look = Callable[..., ModelSpec]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A model with a header of more than 1 MiB, and several MiB behind it."""
+    path = write_tiny_gguf(
+        tmp_path_factory.mktemp("large") / "a.gguf", dim=64, ff=64, vocabulary_tokens=60_000
+    )
+    assert MIB < read_gguf_header(path).header_bytes < 2 * MIB
+    return path.read_bytes()
+
+
+@pytest.fixture
+def look(host: Host, store: Store, told: Told) -> Look:
+    def look(reference: str, *wanted: str) -> ModelSpec:
+        return load_model_spec(reference, wanted=wanted or ("Q4_K_M",), host=host, store=store, progress=told)
+
+    return look
+
+
+def local_spec(data: bytes, folder: Path, name: str) -> ModelSpec:
+    path = folder / "local.gguf"
+    path.write_bytes(data)
+    return make_model_spec(read_gguf_header(path), file_name=name)
+
+
+def test_only_the_beginning_is_asked_for(
+    hub: LoopbackHub, look: Look, large: bytes, store: Store, tmp_path: Path
+) -> None:
+    hub.add("acme/large", {"large-F16.gguf": large}, licence="mit")
+    spec = look("hf://acme/large")
+    assert [asked for _, asked in hub.store.asked] == [f"bytes=0-{MIB - 1}", f"bytes={MIB}-{2 * MIB - 1}"]
+    expected = local_spec(large, tmp_path, "large-F16.gguf")
+    assert spec.licence == "mit"
+    assert (spec.tensors, spec.file_bytes, spec.header_bytes) == (
+        expected.tensors,
+        len(large),
+        expected.header_bytes,
+    )
+    assert store.find_download(Digest.of(large), "large-F16.gguf") is None
+    assert not list((store.root / "v1/temporary").glob("*"))
+
+
+def test_what_the_store_has_is_read_there(hub: LoopbackHub, look: Look, load: Load, large: bytes) -> None:
+    hub.add("acme/large", {"large-F16.gguf": large})
+    load("hf://acme/large")
+    asked = len(hub.store.asked)
+    assert look("hf://acme/large").file_bytes == len(large)
+    assert len(hub.store.asked) == asked
+
+
+def test_a_server_without_ranges_is_left_midway(server: FileServer, look: Look, large: bytes) -> None:
+    server.pages["/a.gguf"] = Page(large, ranges=False)
+    spec = look(f"{server.url}/a.gguf#sha256={hashlib.sha256(large).hexdigest()}")
+    assert spec.file_bytes == len(large)
+
+
+def test_a_server_that_tells_no_length_gives_all_of_it(
+    server: FileServer, look: Look, large: bytes, told: Told, store: Store
+) -> None:
+    server.pages["/a.gguf"] = Page(large, ranges=False, tells_length=False)
+    assert look(f"{server.url}/a.gguf#sha256={hashlib.sha256(large).hexdigest()}").file_bytes == len(large)
+    assert any("does not tell how long a.gguf is; fetching all of it" in note for note in told.notes)
+    assert store.find_download(Digest.of(large), "a.gguf") is not None
+
+
+def test_what_fails_for_a_while_is_tried_again(hub: LoopbackHub, look: Look, large: bytes) -> None:
+    hub.add("acme/large", {"large-F16.gguf": large})
+    hub.storage(large).failures = [503]
+    hub.storage(large).cuts = [1000]
+    assert look("hf://acme/large").file_bytes == len(large)
+    assert [asked for _, asked in hub.store.asked][:3] == [
+        f"bytes=0-{MIB - 1}", f"bytes=0-{MIB - 1}", f"bytes=1000-{MIB - 1}",
+    ]  # fmt: skip
+
+
+def test_what_stays_away_is_one_line(server: FileServer, tmp_path: Path) -> None:
+    def fetch(url: str) -> None:
+        wanted = Wanted(url=url, file="a.gguf", digest=Digest.of(b""), size_bytes=0, title="a.gguf")
+        fetch_beginning(wanted, tmp_path / "a", upto=10, environment={}, patience=QUICK)
+
+    with pytest.raises(ToolError, match="404"):
+        fetch(f"{server.url}/gone.gguf")
+    server.pages["/a.gguf"] = Page(b"x" * 100, failures=[503, 503, 503])
+    with pytest.raises(ToolError, match="tried 2 times"):
+        fetch(f"{server.url}/a.gguf")
+
+
+def test_the_token_is_the_hubs_alone(
+    hub: LoopbackHub, store: Store, host: Host, told: Told, large: bytes
+) -> None:
+    hub.add("acme/private", {"a-F16.gguf": large}, token=TOKEN)
+    knowing = replace(host, environment={**host.environment, "HF_TOKEN": TOKEN})
+    load_model_spec("hf://acme/private", wanted=("Q8_0",), host=knowing, store=store, progress=told)
+    assert set(hub.store.authorizations) == {""}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda data: b"<html>" + data, "a-F16.gguf: not a GGUF file"),
+        (lambda data: data[:24] + b"\xff" * 8 + data[32:], "a-F16.gguf: damaged GGUF header"),
+        (lambda data: data[: len(data) // 2], "a-F16.gguf: cut short"),
+    ],
+)
+def test_damage_is_named_without_a_folder_of_this_machine(
+    hub: LoopbackHub, look: Look, large: bytes, spoil: Callable[[bytes], bytes], said: str
+) -> None:
+    hub.add("acme/bad", {"a-F16.gguf": spoil(large)})
+    with pytest.raises(ModelError) as caught:
+        look("hf://acme/bad")
+    assert caught.value.message.startswith(said)
+    assert "\n" not in caught.value.message
