@@ -15,6 +15,7 @@ from edgebuild.memory import (
     kv_cache_bytes,
     output_bytes,
     padded_context,
+    state_bytes,
     vocabulary_bytes,
 )
 from edgebuild.model_spec import ModelSpec
@@ -151,6 +152,11 @@ def _rows(model: ModelSpec, profile: DeviceProfile, work: Workload) -> Iterator[
         formula=f"{padded} tokens × {work.slots} slots × {sum(model.kv_heads)} heads in {model.layers} layers × "
         f"({model.key_length} + {model.value_length}) × {kv_block_bytes(work.kv_type) / 32:g} B ({work.kv_type})",
         size_bytes=kv_cache_bytes(model, work),
+    )
+    yield FitRow(
+        what="states",
+        formula=f"{model.recurrent_layers} recurrent layers × {work.slots} slots × {model.state_length} × 4 B",
+        size_bytes=state_bytes(model, work),
     )
     scores = f" + {model.heads} heads × {padded} scores" if not work.flash_attention else ""
     yield FitRow(

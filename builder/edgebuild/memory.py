@@ -94,6 +94,11 @@ def kv_cache_bytes(model: ModelSpec, work: Workload) -> int:
     return elements * _KV_BLOCK_BYTES[work.kv_type] // 32
 
 
+def state_bytes(model: ModelSpec, work: Workload) -> int:
+    """Size the states of recurrent blocks, in 32 bit, one of each slot (llama-memory-recurrent.cpp)."""
+    return model.recurrent_layers * model.state_length * work.slots * _FLOAT_BYTES
+
+
 def compute_bytes(model: ModelSpec, work: Workload) -> int:
     """Size the engine's buffers for one pass: what the graph reserves, and what its operations work in."""
     return graph_bytes(model, work) + _operation_bytes(model, work)

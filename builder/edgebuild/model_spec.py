@@ -12,6 +12,8 @@ from edgebuild.tensor_types import Traits, stored_bytes, tensor_types
 _SIXTEEN_BIT = frozenset({"F32", "F16", "BF16"})
 # What llama.cpp writes of its own (llama-quant.cpp, llama_model_quantize_impl), each a key, a type and 32 bits.
 _KEYS_OF_QUANTIZING = ("general.quantization_version", "general.file_type")
+# Architectures that say by an interval which blocks have attention.
+_EVERY_FOURTH = frozenset({"qwen3next", "qwen35", "qwen35moe"})
 _ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 
 
@@ -33,6 +35,8 @@ class ModelSpec:
         kv_heads: Key/value heads of each block; shape (layers,).
         heads: Attention heads of the block that has most.
         query_groups: Attention heads of the first block that share one key/value head.
+        recurrent_layers: Blocks that keep a state instead of keys and values, or beside them.
+        state_length: Elements of such a state.
         experts: Experts of a feed-forward layer; 0 where there are none.
         key_length: Elements of one key.
         value_length: Elements of one value.
@@ -57,6 +61,8 @@ class ModelSpec:
     kv_heads: tuple[int, ...]
     heads: int
     query_groups: int
+    recurrent_layers: int
+    state_length: int
     experts: int
     key_length: int
     value_length: int
@@ -162,6 +168,11 @@ class _Facts:
         if heads < 1:
             raise self._unusable("it has no attention heads, so its memory cannot be planned")
         kv_heads = self._per_layer("attention.head_count_kv", layers, heads)
+        recurrent = self._recurrent(layers, kv_heads)
+        if self._architecture != "falcon-h1":  # the one whose layers have both
+            kv_heads = tuple(
+                0 if is_recurrent else own for own, is_recurrent in zip(kv_heads, recurrent, strict=True)
+            )
         return ModelSpec(
             name=slug(self._text("general.name") or _stem(self._file_name)),
             file_name=gguf_file_name(self._file_name),
@@ -177,6 +188,8 @@ class _Facts:
             kv_heads=kv_heads,
             heads=heads,
             query_groups=heads_of[0] // kv_heads[0] if kv_heads[0] else 0,
+            recurrent_layers=sum(recurrent),
+            state_length=self._state_length(embedding),
             experts=self._own_number("expert_count", 0),
             key_length=self._own_number("attention.key_length", embedding // heads),
             value_length=self._own_number("attention.value_length", embedding // heads),
@@ -190,6 +203,26 @@ class _Facts:
             context_trained=self._positive("context_length"),
             has_chat_template=bool(self._text("tokenizer.chat_template")),
         )
+
+    def _recurrent(self, layers: int, kv_heads: tuple[int, ...]) -> tuple[bool, ...]:
+        """Tell which blocks keep a state (llama.cpp src/models, `is_recr_impl`)."""
+        listed = self._header.metadata.get(f"{self._architecture}.attention.recurrent_layers")
+        if isinstance(listed, tuple) and len(listed) == layers:
+            return tuple(bool(item) for item in listed)
+        if self._architecture in _EVERY_FOURTH:
+            interval = self._own_number("full_attention_interval", 4) or 4
+            return tuple((layer + 1) % interval != 0 for layer in range(layers))
+        if self._architecture == "falcon-h1":
+            return (True,) * layers
+        return tuple(not heads for heads in kv_heads)
+
+    def _state_length(self, embedding: int) -> int:
+        """Count what such a block keeps of one sequence (llama-hparams.cpp, n_embd_r and n_embd_s)."""
+        if cached := self._own_number("shortconv.l_cache", 0):
+            return embedding * (cached - 1)
+        inner, state = self._own_number("ssm.inner_size", 0), self._own_number("ssm.state_size", 0)
+        convolved = inner + 2 * self._own_number("ssm.group_count", 0) * state
+        return max(0, self._own_number("ssm.conv_kernel", 0) - 1) * convolved + state * inner
 
     def _quantization(self) -> str:
         """Take the declared file type if the header has one, else the type that holds most of the weights."""

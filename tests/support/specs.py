@@ -44,7 +44,8 @@ def llama_spec(
         name=name, file_name=f"{name}.{dtype}.gguf", architecture="llama", quantization=dtype, licence="llama3.2",
         parameters=sum(_elements(tensor.shape) for tensor in tensors), tensors=tensors, header_bytes=header_bytes,
         file_bytes=header_bytes + sum(tensor.size_bytes for tensor in tensors), layers=layers,
-        kv_heads=(kv_heads,) * layers, heads=heads, query_groups=heads // kv_heads, experts=0,
+        kv_heads=(kv_heads,) * layers, heads=heads, query_groups=heads // kv_heads, recurrent_layers=0,
+        state_length=0, experts=0,
         key_length=embedding // heads, value_length=embedding // heads, embedding=embedding, feed_forward=feed_forward,
         vocabulary=vocabulary, merges=0, context_trained=context_trained, has_chat_template=True,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from edgebuild.contents import BakedFile, make_contents
 from edgebuild.errors import ModelError, PlanError
 from edgebuild.fit import Fit, FitRow, format_bytes, make_fit, verify_fit
 from edgebuild.gguf import GgufHeader, Tensor
-from edgebuild.memory import SERVER_BYTES, Workload, copied_bytes, kv_cache_bytes
+from edgebuild.memory import SERVER_BYTES, Workload, copied_bytes, kv_cache_bytes, state_bytes
 from edgebuild.model_spec import ModelSpec, estimate_quantized, make_model_spec, quantized_file_name, slug
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ModelOrigin, ModelSource, make_labels, make_plan, make_run, notes
@@ -239,6 +239,24 @@ def spec_of(**changes: object) -> ModelSpec:
 def test_defaults_of_a_header() -> None:
     spec = spec_of()
     assert (spec.kv_heads, spec.key_length, spec.feed_forward, spec.name) == ((4, 4), 16, 256, "m")
+
+
+def test_layers_that_keep_a_state_have_no_cache() -> None:
+    # Qwen 3.5 0.8B: of each four blocks three are recurrent; a convolution of 4 and a state of 128 × 2048.
+    metadata = {
+        "general.architecture": "qwen35", "qwen35.block_count": 24, "qwen35.embedding_length": 1024,
+        "qwen35.attention.head_count": 8, "qwen35.attention.head_count_kv": 2, "qwen35.context_length": 4096,
+        "qwen35.ssm.conv_kernel": 4, "qwen35.ssm.inner_size": 2048, "qwen35.ssm.state_size": 128,
+        "qwen35.ssm.group_count": 16,
+    }  # fmt: skip
+    spec = spec_of(**metadata)
+    assert (sum(spec.kv_heads), spec.recurrent_layers) == (6 * 2, 18)
+    assert spec.state_length == 3 * (2048 + 2 * 16 * 128) + 128 * 2048
+    assert state_bytes(spec, work(slots=2)) == 18 * spec.state_length * 2 * 4
+    listed = (True, False) * 12
+    assert spec_of(**metadata, **{"qwen35.attention.recurrent_layers": listed}).recurrent_layers == 12
+    hybrid = spec_of(**{"llama.attention.head_count_kv": (2, 0), "llama.shortconv.l_cache": 3})
+    assert (hybrid.kv_heads, hybrid.recurrent_layers, hybrid.state_length) == ((2, 0), 1, 2 * 64)
 
 
 @pytest.mark.parametrize(
