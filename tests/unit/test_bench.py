@@ -152,3 +152,12 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ToolError, match="cannot be written"):
         Baselines(tmp_path / "file").keep(_result())
+
+
+def test_models_that_share_a_file_are_two() -> None:
+    shared, own = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
+    names = {
+        _result(model__digests=digests).baseline_name
+        for digests in ([shared], [shared, shared], [shared, own], [own, shared])
+    }
+    assert len(names) == 4

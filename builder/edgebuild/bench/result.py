@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edgebuild.errors import ImageError
+from edgebuild.oci.digest import Digest
 
 _LARGEST_BYTES = 1 << 20
 
@@ -111,7 +112,10 @@ class BenchResult(_Part):
     @property
     def baseline_name(self) -> str:
         """File name under which it is compared with its like: profile, model, engine and load; no path can come of it."""
-        digest = self.model.digests[0].removeprefix("sha256:")[:12] if self.model.digests else self.model.name
+        digests = self.model.digests
+        # One file may be part of two models.
+        digest = digests[0] if len(digests) == 1 else str(Digest.of("\n".join(digests).encode()))
+        digest = digest.removeprefix("sha256:")[:12] if digests else self.model.name
         load = f"{self.load.prompt_tokens}+{self.load.output_tokens}x{self.load.concurrency}"
         words = (self.profile or "none", digest, self.engine.name, load)
         return "-".join(re.sub(r"[^A-Za-z0-9.+]+", "_", word) for word in words) + ".json"

@@ -202,6 +202,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # What is no HTTP, a TLS handshake above all, is answered in HTTP: by that containerd knows that it may go on without TLS.
+    default_request_version = "HTTP/1.0"
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the name of the base class)
