@@ -17,8 +17,10 @@ from schemathesis import Case, GenerationMode, Response
 from schemathesis.checks import CHECKS, load_all_checks
 
 from tests.support.asking import COMPLETION, ask
+from tests.support.chat_templates import HERMES
 from tests.support.llama import MODEL_NAME, ServerProcess, running_server
 from tests.support.scraping import values
+from tests.support.tiny_gguf import write_tiny_gguf
 
 _CHAT = "/v1/chat/completions"
 load_all_checks()
@@ -54,10 +56,14 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def target(llama_host: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    # One slot, so that the cache after a probe holds the probe and nothing else.
-    overrides = {"engine.slots": 1, "server.limits.output_tokens": 6, "server.audit.enabled": True}
+def target(llama_host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    # One slot, so that the cache after a probe holds the probe and nothing else; room for tools, which are long.
+    overrides = {
+        "engine.slots": 1, "engine.context_tokens": 2048, "server.limits.prompt_tokens": 2000,
+        "server.limits.output_tokens": 6, "server.audit.enabled": True,
+    }  # fmt: skip
     folder = tmp_path_factory.mktemp("fuzz")
+    tiny_model = write_tiny_gguf(folder / "tiny.gguf", dtype="f32", context_tokens=2048, chat_template=HERMES)
     with running_server(
         llama_host, folder, tiny_model, overrides | {"server.state_dir": str(folder)}
     ) as server:
@@ -130,7 +136,38 @@ def _settled(body: dict[str, Any]) -> dict[str, Any]:
         settled["logit_bias"] = {str(int(key) % _TOKENS): bias for key, bias in body["logit_bias"].items()}
     if "prompt" in body:
         settled["prompt"] = _known(body["prompt"])
+    if "messages" in body:
+        settled["messages"] = [_without_results(message) for message in body["messages"]]
+        _settle_tools(settled)
     return settled
+
+
+def _without_results(message: dict[str, Any]) -> dict[str, Any]:
+    """Let a message be what it can be by itself: calls are the assistant's, and nobody has answered one."""
+    settled = {key: value for key, value in message.items() if key != "tool_call_id"}
+    if message["role"] == "tool":
+        settled["role"] = "user"
+    if message["role"] == "assistant" and message.get("tool_calls"):
+        calls = [
+            {**call, "function": {**call["function"], "arguments": '{"a":[1]}'}}
+            for call in message["tool_calls"]
+        ]
+        return {**settled, "tool_calls": calls}
+    settled.pop("tool_calls", None)
+    return {**settled, "content": "nothing"} if message.get("content") is None else settled
+
+
+def _settle_tools(body: dict[str, Any]) -> None:
+    tools = {tool["function"]["name"]: tool for tool in body.get("tools") or ()}
+    body["tools"] = list(tools.values())
+    if not tools:
+        body.pop("tool_choice", None)
+        body.pop("parallel_tool_calls", None)
+    elif isinstance(body.get("tool_choice"), dict):
+        body["tool_choice"] = {"type": "function", "function": {"name": next(iter(tools))}}
+    if tools and body.get("tool_choice") != "none":
+        for key in ("logprobs", "top_logprobs", "stop", "response_format"):
+            body.pop(key, None)
 
 
 def _known(prompt: Any) -> Any:

@@ -5,7 +5,7 @@ bytes for the same arguments.
 
     write_tiny_gguf(path, *, dim=256, ff=512, layers=2, vocabulary_tokens=0, context_tokens=512, seed=0, dtype="f16",
                     kv_heads=None, is_tied=False, chat_template=CHATML)
-    write_scripted_gguf(path, *, scripts, context_tokens=2048, chat_template=CHATML)
+    write_scripted_gguf(path, *, scripts, loops=(), control=(), context_tokens=2048, chat_template=CHATML)
 """
 
 from __future__ import annotations
@@ -233,6 +233,7 @@ def write_scripted_gguf(
     *,
     scripts: Mapping[str, Sequence[Piece]],
     loops: Sequence[str] = (),
+    control: Sequence[str] = (),
     context_tokens: int = 2048,
     chat_template: str | None = CHATML,
 ) -> Path:
@@ -247,12 +248,14 @@ def write_scripted_gguf(
             a token of its own, bytes become byte tokens; no token may stand in two places of all scripts.
             Each script ends with the end token.
         loops: Words whose script starts again instead of ending.
+        control: Texts that are control tokens, in scripts too.
 
     Returns:
         `path`.
     """
     vocabulary = _base_vocabulary()
     follows: dict[int, int] = {}
+    known = {text: vocabulary.add(text, TokenType.CONTROL) for text in control}
     for word, script in scripts.items():
         start = NEWLINE if word == "\n" else vocabulary.add(word, TokenType.USER_DEFINED)
         chain: list[int] = []
@@ -261,7 +264,8 @@ def write_scripted_gguf(
                 chain.extend(byte_token(value) for value in piece)
             else:
                 # Spaces stand as they are only in user-defined tokens.
-                chain.append(vocabulary.add(piece, TokenType.USER_DEFINED))
+                token = known.get(piece)
+                chain.append(vocabulary.add(piece, TokenType.USER_DEFINED) if token is None else token)
         if len({start, *chain, *follows}) != 1 + len(chain) + len(follows):
             raise ValueError(f"a token of the script {word!r} stands in two places")
         last = chain[0] if word in loops else EOS

@@ -1,4 +1,4 @@
-"""What a request yields, whichever interface asked: text as it grows, then its end or a fault."""
+"""What a request yields, whichever interface asked: text and calls as they grow, then its end or a fault."""
 
 from __future__ import annotations
 
@@ -20,15 +20,33 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """More of the answer; where they were asked for, `logprobs` has those of the tokens that it consists of."""
+    """More of an answer; where they were asked for, `logprobs` has those of the tokens that it consists of.
+
+    `choice` is the answer's number where several were asked for, from 0 on.
+    """
 
     text: str
     logprobs: tuple[Logprobs, ...] = ()
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """More of a call of a function; the first part of each has `id` and `name`, further ones more of the arguments."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """The answer is complete; times in seconds since the request was handed over."""
+    """The answer is complete, or all of several are; times in seconds since the request was handed over.
+
+    `reason` is why the first ended, `other_reasons` why the others did.
+    """
 
     reason: FinishReason
     prompt_tokens: int
@@ -37,6 +55,12 @@ class End:
     queued_s: float
     first_token_s: float
     total_s: float
+    other_reasons: tuple[FinishReason, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[FinishReason, ...]:
+        """Why each answer ended."""
+        return self.reason, *self.other_reasons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,4 +71,4 @@ class Fault:
     retry_after_s: int = 0
 
 
-Output = Text | End | Fault
+Output = Text | ToolCall | End | Fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgeserve.engine.protocol import Sampling
 
@@ -25,7 +26,8 @@ class JsonAnswer:
 class Generation:
     """How to answer, whatever the question.
 
-    `output_tokens` None leaves it to the server; `output_field` is where the client said it, for messages.
+    `output_tokens` None leaves it to the server; `output_field` is where the client said it, for messages. `choices` is the
+    number of answers.
     """
 
     model: str
@@ -35,15 +37,53 @@ class Generation:
     output_field: str
     sampling: Sampling
     stops: tuple[str, ...]
+    choices: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """What the model may call; `field` is where the client gave the schema of the arguments, for messages."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    is_strict: bool
+    field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What the model may call.
+
+    Attributes:
+        definitions: All of it, as OpenAI has it and templates show it to the model.
+        callable: What this answer may call.
+        must_call: Whether the answer is a call, and no text.
+        is_parallel: Whether it may be several.
+    """
+
+    definitions: tuple[Mapping[str, Any], ...]
+    callable: tuple[Function, ...]
+    must_call: bool
+    is_parallel: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCall:
-    """A chat to go on with; each message has the keys `role` and `content`. `answer` None leaves the answer free."""
+    """A chat to go on with; `answer` None leaves the answer free, and so does `tools` None.
+
+    Each message has the keys `role` and `content`; of calls, `content` may be None, and `tool_calls` is as OpenAI has it,
+    but `arguments` is a JSON object; what a call has given back has `tool_call_id` and `name`.
+    """
 
     generation: Generation
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     answer: JsonAnswer | None = None
+    tools: Tools | None = None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether any message is about calls, made or answered."""
+        return any(message["role"] == "tool" or "tool_calls" in message for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

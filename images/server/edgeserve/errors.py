@@ -13,6 +13,7 @@ from edgeserve.scheduler import ClientLimitError, NotServingError, QueueFullErro
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 # The official client repeats a request on 408, 409, 429 and from 500 on unless this header says no.
 NO_RETRY: Final = {"x-should-retry": "false"}
+_LONGEST_PATH: Final = 256
 
 
 class ApiError(Exception):
@@ -45,6 +46,12 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None, *, code: str | None = None) -> ApiError:
     """Make the error for a field that cannot be accepted."""
     return ApiError(400, message, param=param, code=code)
+
+
+def unsupported_schema(path: str, what: str) -> ApiError:
+    """Make the error for a schema that no grammar can follow exactly; `path` is where, `what` why."""
+    shown = path[:_LONGEST_PATH]
+    return invalid(f"'{shown}' {what}.", shown, code="unsupported_schema")
 
 
 def queue_full(error: QueueFullError) -> ApiError:

@@ -2,7 +2,7 @@
 
 1. Take a place in the queue, so that prompts being prepared are bounded too.
 2. Make the grammar of the answer, if it has a form, and the prompt's tokens beside the event loop, or those of its windows.
-3. Hand it to the scheduler, window by window, and pass its outputs on.
+3. Hand it to the scheduler, window by window or once for each answer wanted, and pass its outputs on.
 The deadlines hold for all of it; closing the iterator cancels whatever is under way.
 """
 
@@ -12,10 +12,13 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
 from edgeserve.answers import End, Fault, FaultKind, Output
 from edgeserve.calls import ChatCall, CompletionCall, Generation
+from edgeserve.chats import AnswerForm
+from edgeserve.choices import answer_choices, choice_requests
 from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import Request
 from edgeserve.errors import client_limit, from_fault, invalid, not_serving, queue_full
@@ -49,11 +52,15 @@ class Generator:
         Raises:
             ApiError: The request cannot be admitted; nothing was yielded.
         """
-        place = self._reserve(record.client.account)  # 1
+        place = self._reserve(record.client.account, call.generation.choices)  # 1
         try:
-            call = await self._with_grammar(call, deadlines)  # 2
+            form = await _in_time(self._prompts.form(call), deadlines)  # 2
+            call = _with_form(call, form)
             windows = await self._prepare(call, deadlines, record)
-            outputs = self._answer(call.generation, windows, request_id, deadlines, place)  # 3
+            answer = _Answer(
+                call=call, form=form, windows=windows, request_id=request_id, deadlines=deadlines, place=place
+            )
+            outputs = self._answer(answer)  # 3
             async with aclosing(outputs):
                 async for output in outputs:
                     if isinstance(output, End):
@@ -81,24 +88,22 @@ class Generator:
         finally:
             place.release()
 
-    def _reserve(self, client: str) -> Place:
+    def _reserve(self, client: str, answers: int = 1) -> Place:
+        most = self._scheduler.most_of_one
+        if answers > most:
+            raise invalid(
+                f"'n' is {answers}; this server gives at most {most} answers at once.",
+                "n",
+                code="out_of_range",
+            )
         try:
-            return self._scheduler.reserve(client)
+            return self._scheduler.reserve(client, answers)
         except ClientLimitError as error:
             raise client_limit(error) from error
         except QueueFullError as error:
             raise queue_full(error) from error
         except NotServingError as error:
             raise not_serving(error) from error
-
-    async def _with_grammar(
-        self, call: ChatCall | CompletionCall, deadlines: Deadlines
-    ) -> ChatCall | CompletionCall:
-        grammar = await _in_time(self._prompts.grammar(call), deadlines)
-        if not grammar:
-            return call
-        sampling = dataclasses.replace(call.generation.sampling, grammar=grammar)
-        return dataclasses.replace(call, generation=dataclasses.replace(call.generation, sampling=sampling))
 
     async def _prepare(
         self, call: ChatCall | CompletionCall, deadlines: Deadlines, record: Record
@@ -108,45 +113,83 @@ class Generator:
         self._prompts.check_tokens_exist((token for token, _ in sampling.logit_bias), "logit_bias")
         windows = await _in_time(self._prompts.make_windows(call), deadlines)
         record.prompt = tuple(token for prompt in windows.prompts for token in prompt)
-        if len(windows.prompts) > 1 and (sampling.grammar or sampling.logprobs is not None):
-            what = "a given form" if sampling.grammar else "log probabilities"
-            message = f"The prompt is too long to be answered at once, and an answer with {what} cannot be put together from several."
-            raise invalid(message, None, code="context_length_exceeded")
+        if len(windows.prompts) > 1:
+            _check_windows(call.generation)
         return windows
 
-    def _answer(
-        self, generation: Generation, windows: Windows, request_id: str, deadlines: Deadlines, place: Place
-    ) -> AsyncGenerator[Output, None]:
-        prompts, wanted, field = windows.prompts, generation.output_tokens, generation.output_field
-        later = dataclasses.replace(deadlines, first_token=deadlines.end)
+    def _answer(self, answer: _Answer) -> AsyncGenerator[Output, None]:
+        generation, prompts = answer.call.generation, answer.windows.prompts
+        wanted, field = generation.output_tokens, generation.output_field
+        later = dataclasses.replace(answer.deadlines, first_token=answer.deadlines.end)
 
         def generate(request: Request, number: int) -> AsyncGenerator[Output, None]:
-            return self._scheduler.generate(
+            outputs = self._scheduler.generate(
                 request,
-                client=place.client,
+                client=answer.place.client,
                 stops=generation.stops,
-                deadlines=later if number else deadlines,
+                deadlines=later if number else answer.deadlines,
                 # An answer that has begun is not taken away any more.
-                place=None if number else place,
+                place=None if number else answer.place,
             )
+            return outputs if answer.form.read is None else answer.form.read(outputs)
 
         if len(prompts) == 1:
             most = self._prompts.output_tokens(len(prompts[0]), wanted, field)
             request = Request(
-                id=request_id, prompt=prompts[0], output_tokens=most, sampling=generation.sampling
+                id=answer.request_id, prompt=prompts[0], output_tokens=most, sampling=generation.sampling
             )
-            return generate(request, 0)
+            if generation.choices == 1:
+                return generate(request, 0)
+            return answer_choices(choice_requests(request, generation.choices), generate)
         most = self._prompts.windows_output_tokens(len(prompts), wanted, field)
         requests = tuple(
             Request(
-                id=f"{request_id}.{number}",
+                id=f"{answer.request_id}.{number}",
                 prompt=prompt,
                 output_tokens=min(most, self._prompts.room(len(prompt))),
                 sampling=generation.sampling,
             )
             for number, prompt in enumerate(prompts)
         )
-        return answer_windows(requests, generate, output_tokens=most, overlap=windows.overlap)
+        return answer_windows(requests, generate, output_tokens=most, overlap=answer.windows.overlap)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """All that it takes to generate an answer."""
+
+    call: ChatCall | CompletionCall
+    form: AnswerForm
+    windows: Windows
+    request_id: str
+    deadlines: Deadlines
+    place: Place
+
+
+def _with_form(call: ChatCall | CompletionCall, form: AnswerForm) -> ChatCall | CompletionCall:
+    if not form.grammar:
+        return call
+    sampling = dataclasses.replace(call.generation.sampling, grammar=form.grammar, spoken=form.spoken)
+    return dataclasses.replace(call, generation=dataclasses.replace(call.generation, sampling=sampling))
+
+
+def _check_windows(generation: Generation) -> None:
+    """Refuse what cannot be put together from the answers about several windows.
+
+    Raises:
+        ApiError: It is asked for.
+    """
+    sampling = generation.sampling
+    if sampling.grammar or sampling.logprobs is not None:
+        what = "an answer with a given form" if sampling.grammar else "an answer with log probabilities"
+    elif generation.choices > 1:
+        what = "more than one answer"
+    else:
+        return
+    message = (
+        f"The prompt is too long to be answered at once, and {what} cannot be put together from several."
+    )
+    raise invalid(message, None, code="context_length_exceeded")
 
 
 async def _in_time(work: Awaitable[_T], deadlines: Deadlines) -> _T:

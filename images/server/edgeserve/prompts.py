@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from edgeserve.calls import ChatCall, CompletionCall, JsonAnswer
+from edgeserve.chats import AnswerForm, ChatPrompts
 from edgeserve.engine.protocol import Engine, EngineError
-from edgeserve.engine.template import ChatTemplate, RenderError, Segment, TemplateError
-from edgeserve.errors import invalid
+from edgeserve.engine.template import Segment
+from edgeserve.errors import invalid, unsupported_schema
 from edgeserve.log import Log
 from edgeserve.settings import LimitSettings
 from edgeserve.windows import (
@@ -27,7 +28,6 @@ _T = TypeVar("_T")
 # No vocabulary packs more characters than this into each of many tokens of a text; a longer one need not be tokenised.
 _MOST_CHARACTERS_PER_TOKEN: Final = 64
 _TEMPLATE_GROWTH_CHARACTERS: Final = 1 << 16
-_LONGEST_PATH: Final = 256
 
 
 class PromptMaker:
@@ -37,28 +37,12 @@ class PromptMaker:
         self._engine = engine
         self._limits = limits
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
-        self._template: ChatTemplate | None = None
-        self._complaint = (
-            "This model has no chat template, so it has no chat completions; use /v1/completions."
-        )
+        self._chats = ChatPrompts(engine, log)
         facts = engine.facts
         self._most_tokens = min(limits.prompt_tokens, facts.context_tokens - 1)
         self._has_windows = limits.over_long == "window"
         prompts = limits.windows if self._has_windows else 1
         self._most_characters = self._most_tokens * _MOST_CHARACTERS_PER_TOKEN * prompts
-        if facts.chat_template is None:
-            log.warning("chat-template", problem="the model has none; chat completions are refused")
-            return
-        try:
-            self._template = ChatTemplate(
-                facts.chat_template,
-                bos_text=facts.bos_text,
-                eos_text=facts.eos_text,
-                control_texts=facts.control_texts,
-            )
-        except TemplateError as error:
-            log.warning("chat-template", problem=f"{error}; chat completions are refused")
-            self._complaint = "This model's chat template cannot be used, so it has no chat completions; use /v1/completions."
 
     async def make(self, call: ChatCall | CompletionCall) -> tuple[int, ...]:
         """Make the prompt's tokens.
@@ -81,16 +65,21 @@ class PromptMaker:
             return await self._beside(lambda: self._windows(call))
         return Windows(prompts=(await self.make(call),), overlap=False)
 
-    async def grammar(self, call: ChatCall | CompletionCall) -> str:
-        """Make the grammar that the answer follows, empty for none.
+    async def form(self, call: ChatCall | CompletionCall) -> AnswerForm:
+        """Make the form of the answer.
 
         Raises:
-            ApiError: The schema cannot be followed exactly.
+            ApiError: A schema cannot be followed exactly, or the model has no form for calls of functions.
         """
-        answer = call.answer if isinstance(call, ChatCall) else None
-        if answer is None:
-            return ""
-        return await self._beside(lambda: _grammar(answer))
+        if not isinstance(call, ChatCall) or (call.answer is None and call.tools is None):
+            return AnswerForm()
+        return await self._beside(lambda: self._form(call))
+
+    def _form(self, call: ChatCall) -> AnswerForm:
+        if call.tools is not None:
+            return self._chats.answer_form(call.tools)
+        assert call.answer is not None
+        return AnswerForm(grammar=_json_grammar(call.answer))
 
     async def _beside(self, make: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
@@ -146,15 +135,9 @@ class PromptMaker:
         return Windows(prompts=prompts, overlap=stride < window)
 
     def _render(self, call: ChatCall) -> tuple[int, ...]:
-        if self._template is None:
-            raise invalid(self._complaint, "messages", code="no_chat_template")
-        longest = sum(len(message["content"]) for message in call.messages)
-        self._check_characters(longest, "messages")
-        try:
-            segments = self._template.render(call.messages, longest=2 * longest + _TEMPLATE_GROWTH_CHARACTERS)
-        except RenderError as error:
-            text = str(error)
-            raise invalid(f"{text[:1].upper()}{text[1:]}.", "messages", code="chat_template_error") from error
+        size = self._chats.size(call)
+        self._check_characters(size, "messages")
+        segments = self._chats.render(call, longest=2 * size + _TEMPLATE_GROWTH_CHARACTERS)
         return self._tokenise(segments, "messages")
 
     def _tokenise(self, segments: Iterable[Segment], param: str) -> tuple[int, ...]:
@@ -241,7 +224,7 @@ def _param(call: ChatCall | CompletionCall) -> str:
     return "messages" if isinstance(call, ChatCall) else "prompt"
 
 
-def _grammar(answer: JsonAnswer) -> str:
+def _json_grammar(answer: JsonAnswer) -> str:
     # Rare, and a twentieth of all code: only whom it serves pays for it.
     from edgeserve.grammar.json_schema import json_object_grammar, schema_grammar  # noqa: PLC0415
     from edgeserve.grammar.keywords import SchemaError  # noqa: PLC0415
@@ -251,5 +234,4 @@ def _grammar(answer: JsonAnswer) -> str:
     try:
         return schema_grammar(answer.schema, answer.schema_field)
     except SchemaError as error:
-        path = error.path[:_LONGEST_PATH]
-        raise invalid(f"'{path}' {error}.", path, code="unsupported_schema") from error
+        raise unsupported_schema(error.path, str(error)) from error

@@ -197,11 +197,17 @@ class Scheduler:
         """Requests beyond those that the slots can take."""
         return max(0, self._taken - self._slots)
 
-    def reserve(self, client: str) -> Place:
-        """Take a place in the queue.
+    @property
+    def most_of_one(self) -> int:
+        """Places that one request can ever get."""
+        return min(self._places, self._most_of_client)
+
+    def reserve(self, client: str, count: int = 1) -> Place:
+        """Take a place in the queue, or several at once.
 
         Args:
             client: Under which name the request is counted (`Client.account`).
+            count: Answers that the request shall generate, each of which counts as a request; at most `most_of_one`.
 
         Raises:
             ClientLimitError: This client has as many as one may have.
@@ -210,13 +216,14 @@ class Scheduler:
         """
         if self.state is not State.READY:
             raise NotServingError(self.state)
-        if self._taken_by[client] >= self._most_of_client:
+        if self._taken_by[client] + count > self._most_of_client:
             raise ClientLimitError(self._most_of_client, self._retry_after_s(1))
-        if self._taken >= self._places and not self._crowd_out(client):
+        # Several places are not worth several others' requests.
+        if self._taken + count > self._places and not (count == 1 and self._crowd_out(client)):
             raise QueueFullError(self._retry_when_full_s())
-        self._taken += 1
-        self._taken_by[client] += 1
-        return Place(client, partial(self._free_place, client))
+        self._taken += count
+        self._taken_by[client] += count
+        return Place(client, partial(self._free_places, client, count))
 
     def _crowd_out(self, client: str) -> bool:
         """End the newest request that waits of the client that has most, if that one has at least two more.
@@ -242,9 +249,9 @@ class Scheduler:
     def _retry_when_full_s(self) -> int:
         return self._retry_after_s((self.queued + 1) / self._slots)
 
-    def _free_place(self, client: str) -> None:
-        self._taken -= 1
-        self._taken_by[client] -= 1
+    def _free_places(self, client: str, count: int) -> None:
+        self._taken -= count
+        self._taken_by[client] -= count
         if not self._taken_by[client]:
             del self._taken_by[client]
 
@@ -285,7 +292,7 @@ class Scheduler:
         if place is not None:
             self._handed_over[place] = job, box
         try:
-            while isinstance(output := await box.take(), Text):
+            while not isinstance(output := await box.take(), (End, Fault)):
                 yield output
             self._learn(output)
             yield output

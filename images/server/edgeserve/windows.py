@@ -29,10 +29,15 @@ class Windows:
 
 
 def text_to_split(call: ChatCall | CompletionCall) -> str | None:
-    """Return the part of a call that may be cut: the last message of the user, or a prompt in text."""
+    """Return the part of a call that may be cut: the last message of the user, or a prompt in text.
+
+    Not where functions are called: each window's answer would call them anew.
+    """
     if isinstance(call, ChatCall):
+        if call.tools is not None or call.has_calls:
+            return None
         place = _last_of_user(call)
-        return None if place is None else call.messages[place]["content"]
+        return None if place is None else str(call.messages[place]["content"])
     return call.prompt if isinstance(call.prompt, str) else None
 
 

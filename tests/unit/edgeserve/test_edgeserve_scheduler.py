@@ -346,3 +346,24 @@ def test_an_engine_that_does_not_load() -> None:
         assert scheduler.close(10)
 
     asyncio.run(test())
+
+
+def test_several_places_at_once() -> None:
+    async def test(engine: LetterEngine) -> None:
+        async with running(engine, queue=2, client_requests=3) as scheduler:
+            assert scheduler.most_of_one == 3
+            place = scheduler.reserve("one", 2)
+            with pytest.raises(ClientLimitError):
+                scheduler.reserve("one", 2)
+            with pytest.raises(QueueFullError):
+                scheduler.reserve("two", 3)
+            other = scheduler.reserve("two", 2)
+            with pytest.raises(QueueFullError):
+                scheduler.reserve("three")
+            place.release()
+            place.release()
+            assert scheduler.queued == 0
+            other.release()
+            scheduler.reserve("one", 3).release()
+
+    run(test)

@@ -278,6 +278,8 @@ class Trail:
             }
         if self._settings.prompts:
             fields["prompt"] = _asked(record)
+            if isinstance(record.call, ChatCall) and record.call.tools is not None:
+                fields["tools"] = list(record.call.tools.definitions)
         return fields
 
 

@@ -130,6 +130,7 @@ class LlamaEngine:
             bos_token=model.bos_token,
             add_bos=model.adds_bos,
             control_texts=model.control_texts(),
+            end_texts=model.end_texts(),
         )
 
     @property
@@ -262,12 +263,15 @@ class LlamaEngine:
         event = Token(
             request_id=request.id,
             token=token,
-            piece=self._model.piece(token),
+            piece=self._model.piece(token) or self._spelling(token, request),
             logprobs=None if count is None else self._samplers.logprobs(self._context, index, token, count),
         )
         if slot.output_tokens >= request.output_tokens:
             return event, self._finish(slot, request, FinishReason.LENGTH)
         return (event,)
+
+    def _spelling(self, token: int, request: Request) -> bytes:
+        return self._model.text_of(token).encode() if token in request.sampling.spoken else b""
 
     def _fail(self, slots: tuple[_Slot, ...], code: int) -> tuple[Event, ...]:
         """End the requests of a failed pass; their part of the cache is in an unknown state (llama.h, llama_decode)."""

@@ -108,6 +108,10 @@ class LlamaModel:
         """
         return tuple(text for text in map(self.text_of, self.control_tokens) if text)
 
+    def end_texts(self) -> tuple[str, ...]:
+        """Return the spellings of the tokens that end an answer."""
+        return tuple(text for text in map(self.text_of, filter(self.is_end, self.control_tokens)) if text)
+
     @property
     def silent_tokens(self) -> tuple[int, ...]:
         """Control tokens that neither end an answer nor have a text in it."""

@@ -16,10 +16,11 @@ class EngineError(Exception):
 
 
 class FinishReason(StrEnum):
-    """Why an engine ended a request; the first two are OpenAI's words for it."""
+    """Why a request ended; the first three are OpenAI's words for it. An engine knows nothing of tools."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
     CANCELLED = "cancelled"
     FAILED = "failed"
 
@@ -35,6 +36,7 @@ class Sampling:
     Attributes:
         logit_bias: What is added to the logits of which tokens before anything else.
         grammar: GBNF that the whole answer follows, its start symbol `root`; empty for none.
+        spoken: Control tokens that the answer may hold where the grammar lets their spelling stand, as that text.
         logprobs: How many alternatives each token comes with, beside its own log probability; None for neither.
     """
 
@@ -48,6 +50,7 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: str = ""
+    spoken: frozenset[int] = frozenset()
     logprobs: int | None = None
 
     @property
@@ -117,7 +120,8 @@ class ModelFacts:
     """What the server needs to know of the loaded model.
 
     `context_tokens` is what one slot holds, `trained_context_tokens` what the model was trained on; `can_shift` says
-    that an answer may go on past the context, by forgetting what is oldest.
+    that an answer may go on past the context, by forgetting what is oldest. `control_texts` are the spellings of control
+    tokens, `end_texts` those among them that end an answer.
     """
 
     description: str
@@ -133,6 +137,7 @@ class ModelFacts:
     bos_token: int | None
     add_bos: bool
     control_texts: tuple[str, ...]
+    end_texts: tuple[str, ...] = ()
     can_shift: bool = False
 
 

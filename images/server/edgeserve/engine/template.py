@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -165,10 +165,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         return bounded
 
     def _to_json(self, value: Any, indent: int | None = None, **_options: Any) -> str:
-        text: str = self.meter.measured(
-            json.dumps(value, ensure_ascii=False, indent=None if indent is None else min(indent, 8))
-        )
-        return text
+        if indent is None:
+            text: str = self.meter.measured(json.dumps(value, ensure_ascii=False))
+            return text
+        # What is nested deeply is indented at each line, so that the whole can be far longer than what came in.
+        parts: list[str] = []
+        size = 0
+        for part in json.JSONEncoder(ensure_ascii=False, indent=min(indent, 8)).iterencode(value):
+            size += len(part)
+            self.meter.check(size)
+            parts.append(part)
+        return "".join(parts)
 
     def _replace(self, value: Any, old: Any, new: Any, count: int = -1) -> str:
         text, old, new = str(value), str(old), str(new)
@@ -256,32 +263,41 @@ class ChatTemplate:
             self._environment, code, self._environment.make_globals(None)
         )
         self._source_characters = frozenset(source)
-        self._constants = {"bos_token": bos_text, "eos_token": eos_text, "add_generation_prompt": True}
+        self._constants = {"bos_token": bos_text, "eos_token": eos_text}
         # The longest first, for one spelling may begin another.
         spellings = sorted((text for text in control_texts if text), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, spellings))) if spellings else None
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, longest: int) -> tuple[Segment, ...]:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        longest: int,
+        tools: Sequence[Mapping[str, Any]] = (),
+        has_generation_prompt: bool = True,
+    ) -> tuple[Segment, ...]:
         """Render the prompt of a chat.
 
         Args:
-            messages: Each with `role`, from a fixed set, and `content`, whatever the client wrote.
+            messages: Each with `role`, from a fixed set, and what else belongs to it, as the client wrote it: JSON.
             longest: Most characters of the prompt and of anything made on the way.
+            tools: What the model may call, as the client wrote it; a template is not told of none.
+            has_generation_prompt: Whether what comes before an answer follows.
 
         Raises:
             RenderError: The template refuses the messages, fails on them or exceeds a bound.
         """
-        contents = [message["content"] for message in messages]
-        opener, closer = self._unused(contents)
-        marked = [
-            {"role": message["role"], "content": self._mark(content, opener, closer)}
-            for message, content in zip(messages, contents, strict=True)
-        ]
         self._environment.meter = meter = _Meter(longest)
         parts: list[str] = []
         size = 0
         try:
-            for part in self._template.generate(messages=marked, **self._constants):
+            opener, closer = self._unused(tuple(_texts((messages, tools))))
+            given = {"messages": self._marked(messages, opener, closer)}
+            if tools:
+                given["tools"] = self._marked(tools, opener, closer)
+            for part in self._template.generate(
+                **given, **self._constants, add_generation_prompt=has_generation_prompt
+            ):
                 size += len(part)
                 meter.check(size)
                 parts.append(part)
@@ -299,24 +315,48 @@ class ChatTemplate:
                 f"the model's chat template fails on these messages: {type(error).__name__}"
             ) from error
         except RecursionError as error:
-            raise RenderError("the model's chat template is nested too deeply") from error
+            raise RenderError("the messages or the model's chat template are nested too deeply") from error
         return tuple(_split("".join(parts), opener, closer))
 
-    def _unused(self, contents: Sequence[str]) -> tuple[str, str]:
+    def _unused(self, texts: Sequence[str]) -> tuple[str, str]:
         """Choose two characters that stand neither in the template nor in what clients wrote."""
         free = [
             mark
             for mark in _OPENERS
-            if mark not in self._source_characters and not any(mark in content for content in contents)
+            if mark not in self._source_characters and not any(mark in text for text in texts)
         ]
         if len(free) < 2:
             raise RenderError("the messages use nearly all of Unicode's noncharacters U+FDD0 to U+FDEF")
         return free[0], free[1]
 
-    def _mark(self, content: str, opener: str, closer: str) -> str:
-        if self._control is None:
-            return content
-        return self._control.sub(lambda match: f"{opener}{match[0]}{closer}", content)
+    def _marked(self, value: Any, opener: str, closer: str) -> Any:
+        """Mark the spellings of control tokens in every text of a JSON value, names included."""
+        control = self._control
+        if isinstance(value, str):
+            return (
+                value if control is None else control.sub(lambda match: f"{opener}{match[0]}{closer}", value)
+            )
+        if isinstance(value, Mapping):
+            return {
+                self._marked(key, opener, closer): self._marked(item, opener, closer)
+                for key, item in value.items()
+            }
+        if isinstance(value, (list, tuple)):
+            return [self._marked(item, opener, closer) for item in value]
+        return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Go through all texts of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 def _split(text: str, opener: str, closer: str) -> list[Segment]:

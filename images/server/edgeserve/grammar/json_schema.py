@@ -61,11 +61,16 @@ class SchemaCompiler:
         Raises:
             SchemaError: It is no schema, cannot be expressed exactly, or is too large.
         """
-        self._root, self._root_path = schema, path
+        self._root, self._root_path, self._depth = schema, path, 0
         try:
             return self._value(schema, path)
         except RecursionError:
             raise SchemaError(path, "is nested too deeply") from None
+
+    def define(self, name: str, node: Node) -> Rule:
+        """Give a node of the caller's a rule, whose name begins like none of `json_text.BASE_RULES` or of schemas."""
+        self._rules[name] = node
+        return Rule(name)
 
     def finish(self, root: Node, path: str) -> str:
         """Write the grammar.

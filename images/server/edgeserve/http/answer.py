@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
-from edgeserve.answers import End, Fault, Output, Text
+from edgeserve.answers import End, Fault, Output, Text, ToolCall
 from edgeserve.errors import from_fault
 from edgeserve.http.exchange import ClientGoneError, Exchange
 from edgeserve.http.shapes import DONE, Shape
@@ -59,13 +59,13 @@ async def _closing(outputs: AsyncGenerator[Output, None], send: Coroutine[Any, A
 
 
 async def _send_whole(exchange: Exchange, outputs: AsyncGenerator[Output, None], shape: Shape) -> None:
-    texts: list[Text] = []
+    parts: list[Text | ToolCall] = []
     async for output in outputs:
         match output:
-            case Text():
-                texts.append(output)
+            case Text() | ToolCall():
+                parts.append(output)
             case End():
-                await exchange.answer(200, shape.whole(texts, output))
+                await exchange.answer(200, shape.whole(parts, output))
             case Fault():
                 raise from_fault(output)
 
@@ -90,7 +90,7 @@ async def _send_stream(
 
 async def _send_part(exchange: Exchange, output: Output, shape: Shape) -> None:
     match output:
-        case Text():
+        case Text() | ToolCall():
             await exchange.write(shape.part(output))
         case End():
             await exchange.write(shape.closing(output) + DONE, is_last=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from edgeserve.errors import ApiError, invalid
 from edgeserve.http.exchange import Exchange
+from edgeserve.http.strict_json import load_json
 
 _BODIES_IN_MEMORY: Final = 8
 
@@ -69,12 +70,7 @@ class BodyReader:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        document = load_json(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise invalid(
             f"The request body is not UTF-8 at byte {error.start}.", None, code="invalid_json"
@@ -91,23 +87,3 @@ def _parse(data: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise invalid("The request body must be a JSON object.", None, code="invalid_json")
     return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in document:
-            raise ValueError(f"the key {name[:64]!r} stands twice in one object")
-        document[name] = value
-    return document
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in {float("inf"), float("-inf")}:
-        raise ValueError("a number is too large")
-    return value

@@ -15,6 +15,7 @@ from edgeserve.settings import LimitSettings
 MOST_STOPS, LONGEST_STOP = 16, 256
 _SEEDS: Final = 2**32 - 1  # one less than 32 bits hold: llama.cpp's LLAMA_DEFAULT_SEED means "random"
 MOST_BIASES: Final = 1024
+_MOST_CHOICES: Final = 16
 LONGEST_TOKEN_ID: Final = 9  # digits; llama.cpp's ids have 31 bits
 BIAS: Final = Number(low=-100.0, high=100.0, default=0.0)
 
@@ -23,6 +24,7 @@ _FIELDS: Final[Kinds] = MappingProxyType(
         "model": str,
         "stream": bool,
         "stream_options": dict,
+        "n": Integer(low=1, high=_MOST_CHOICES),
         "stop": object,
         "seed": Integer(low=-(2**63), high=2**63 - 1),
         "temperature": Number(low=0.0, high=2.0, default=1.0),
@@ -85,6 +87,7 @@ def parse_generation(
         output_field="max_completion_tokens" if newer_output_tokens else "max_tokens",
         sampling=_parse_sampling(fields, logprobs),
         stops=_parse_stops(fields, fields.take("stop")),
+        choices=fields.integer("n") or 1,
     )
 
 

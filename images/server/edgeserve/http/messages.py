@@ -1,4 +1,4 @@
-"""The messages of a chat: roles and text, strictly."""
+"""The messages of a chat: roles, text, calls of functions and what they gave back, strictly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from edgeserve.http.fields import Fields, Kinds, is_unicode, make_neutral
+from edgeserve.http.strict_json import load_json
+from edgeserve.http.tools import NAME, is_json_text
 
-ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES: Final = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 MOST_MESSAGES: Final = 2048
+MOST_CALLS: Final = 128
+LONGEST_ID: Final = 64
 
 # What an assistant's message holds when a client sends back what it got.
 _UNSUPPORTED: Final = make_neutral(
@@ -18,29 +28,35 @@ _UNSUPPORTED: Final = make_neutral(
         "refusal": (),
         "audio": (),
         "annotations": ([],),
-        "tool_calls": ([],),
-        "tool_call_id": (),
         "function_call": (),
     }
 )
-MESSAGE: Final[Kinds] = MappingProxyType({"role": str, "content": object, **_UNSUPPORTED})
+MESSAGE: Final[Kinds] = MappingProxyType(
+    {"role": str, "content": object, "tool_calls": list, "tool_call_id": str, **_UNSUPPORTED}
+)
+CALL: Final[Kinds] = MappingProxyType({"id": str, "type": str, "function": dict})
+CALLED: Final[Kinds] = MappingProxyType({"name": str, "arguments": str})
 PART: Final[Kinds] = MappingProxyType({"type": str, "text": str})
 
 
-def parse_messages(fields: Fields, messages: Sequence[Any] | None) -> tuple[Mapping[str, str], ...]:
+def parse_messages(fields: Fields, messages: Sequence[Any] | None) -> tuple[Mapping[str, Any], ...]:
     """Check the messages of a chat.
 
     Returns:
-        For each message `role` and `content`.
+        Each as `ChatCall` has it.
     """
     if not messages:
         raise fields.fault("messages", "must hold at least one message", code="missing_required_parameter")
     if len(messages) > MOST_MESSAGES:
         raise fields.fault("messages", f"must hold at most {MOST_MESSAGES} messages", code="out_of_range")
-    return tuple(_parse_message(fields, item, f"messages[{number}]") for number, item in enumerate(messages))
+    called: dict[str, str] = {}
+    return tuple(
+        _parse_message(fields, item, f"messages[{number}]", called) for number, item in enumerate(messages)
+    )
 
 
-def _parse_message(fields: Fields, item: object, path: str) -> Mapping[str, str]:
+def _parse_message(fields: Fields, item: object, path: str, called: dict[str, str]) -> Mapping[str, Any]:
+    """Check a message; `called` has the name of the function that each call so far was of, by the call's id."""
     if not isinstance(item, dict):
         raise fields.fault(path, "must be an object", code="invalid_type")
     message = Fields(item, MESSAGE, path)
@@ -48,8 +64,71 @@ def _parse_message(fields: Fields, item: object, path: str) -> Mapping[str, str]
     if role not in ROLES:
         raise message.fault("role", f"must be one of {', '.join(ROLES)}", code="invalid_value")
     content = message.take("content")
+    calls = message.typed("tool_calls", list)
+    answered = message.text("tool_call_id")
     message.finish()
-    return {"role": ROLES[role], "content": _parse_content(message, content)}
+    if calls and role != "assistant":
+        raise message.fault("tool_calls", "belongs to messages of the assistant", code="invalid_value")
+    if calls:
+        return {
+            "role": role,
+            "content": None if content is None or content == "" else _parse_content(message, content),
+            "tool_calls": _parse_calls(message, calls, called),
+        }
+    parsed = {"role": ROLES[role], "content": _parse_content(message, content)}
+    if role == "tool":
+        if answered is None:
+            raise message.fault("tool_call_id", "is missing", code="missing_required_parameter")
+        if answered not in called:
+            raise message.fault("tool_call_id", "is the id of no call before it", code="invalid_value")
+        return {**parsed, "tool_call_id": answered, "name": called[answered]}
+    if answered is not None:
+        raise message.fault("tool_call_id", "belongs to messages of the role tool", code="invalid_value")
+    return parsed
+
+
+def _parse_calls(message: Fields, calls: Sequence[Any], called: dict[str, str]) -> list[Mapping[str, Any]]:
+    if len(calls) > MOST_CALLS:
+        raise message.fault("tool_calls", f"must hold at most {MOST_CALLS} calls", code="out_of_range")
+    parsed = []
+    for number, item in enumerate(calls):
+        call = _parse_call(message, item, f"tool_calls[{number}]")
+        called[call["id"]] = call["function"]["name"]
+        parsed.append(call)
+    return parsed
+
+
+def _parse_call(message: Fields, item: object, key: str) -> Mapping[str, Any]:
+    if not isinstance(item, dict):
+        raise message.fault(key, "must be an object", code="invalid_type")
+    call = Fields(item, CALL, message.name(key))
+    identity = call.text("id")
+    if identity is None or not 1 <= len(identity) <= LONGEST_ID:
+        raise call.fault("id", f"must be a text of 1 to {LONGEST_ID} characters", code="invalid_value")
+    if call.text("type") not in {None, "function"}:
+        raise call.fault("type", "must be 'function'", code="unsupported_parameter")
+    inner = call.typed("function", dict)
+    call.finish()
+    if inner is None:
+        raise call.fault("function", "is missing", code="missing_required_parameter")
+    function = Fields(inner, CALLED, call.name("function"))
+    name = function.text("name")
+    if name is None or NAME.fullmatch(name) is None:
+        raise function.fault("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -", code="invalid_value")
+    arguments = _parse_arguments(function, function.typed("arguments", str))
+    function.finish()
+    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _parse_arguments(function: Fields, text: str | None) -> Mapping[str, Any]:
+    """Return the arguments, which are an object as JSON in a text."""
+    try:
+        arguments = load_json(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict) or not is_json_text(arguments):
+        raise function.fault("arguments", "must be a JSON object, written as a text", code="invalid_value")
+    return arguments
 
 
 def _parse_content(message: Fields, content: object) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.calls import ChatCall, CompletionCall, Generation, JsonAnswer
 from edgeserve.http.fields import Fields, Integer, Kinds, is_unicode, make_neutral, whole_number
 from edgeserve.http.generation import generation_fields, parse_generation
 from edgeserve.http.messages import parse_messages
 from edgeserve.http.response_format import parse_response_format
+from edgeserve.http.tools import TOOL_FIELDS, parse_tools
 from edgeserve.settings import LimitSettings
 
 _MOST_CHAT_LOGPROBS, _MOST_COMPLETION_LOGPROBS = 20, 5  # OpenAI's bounds
@@ -17,7 +18,6 @@ _COMPLETION_TOKENS: Final = 16  # OpenAI's default for /v1/completions
 
 _UNSUPPORTED: Final = make_neutral(
     {
-        "n": (1,),
         "user": (),
         "metadata": ({},),
         "safety_identifier": (),
@@ -26,9 +26,6 @@ _UNSUPPORTED: Final = make_neutral(
 )
 _UNSUPPORTED_CHAT: Final = make_neutral(
     {
-        "tools": ([],),
-        "tool_choice": ("none",),
-        "parallel_tool_calls": (),
         "functions": ([],),
         "function_call": ("none",),
         "modalities": (["text"],),
@@ -53,6 +50,7 @@ def chat_fields(limits: LimitSettings) -> Kinds:
         "max_completion_tokens": Integer(low=1, high=limits.output_tokens),
         "messages": list,
         "response_format": dict,
+        **TOOL_FIELDS,
         "logprobs": bool,
         "top_logprobs": Integer(low=0, high=_MOST_CHAT_LOGPROBS),
     }
@@ -82,8 +80,13 @@ def parse_chat(document: Mapping[str, Any], *, limits: LimitSettings, model: str
     )
     messages = fields.typed("messages", list)
     answer = parse_response_format(fields)
+    tools = parse_tools(fields)
     fields.finish()
-    return ChatCall(generation=generation, messages=parse_messages(fields, messages), answer=answer)
+    if tools is not None:
+        _check_beside_tools(fields, generation, answer)
+    return ChatCall(
+        generation=generation, messages=parse_messages(fields, messages), answer=answer, tools=tools
+    )
 
 
 def parse_completion(document: Mapping[str, Any], *, limits: LimitSettings, model: str) -> CompletionCall:
@@ -107,6 +110,24 @@ def _parse_chat_logprobs(fields: Fields) -> int | None:
     if count and not wanted:
         raise fields.fault("top_logprobs", "is only allowed when 'logprobs' is true", code="invalid_value")
     return (count or 0) if wanted else None
+
+
+def _check_beside_tools(fields: Fields, generation: Generation, answer: JsonAnswer | None) -> None:
+    """Refuse what is about an answer of text alone.
+
+    Raises:
+        ApiError: It is asked for.
+    """
+    asked = {
+        "logprobs": generation.sampling.logprobs is not None,
+        "stop": bool(generation.stops),  # it could end a call in the middle
+        "response_format": answer is not None,
+    }
+    for key, is_asked in asked.items():
+        if is_asked:
+            raise fields.fault(
+                key, "cannot be combined with 'tools' that may be called", code="unsupported_parameter"
+            )
 
 
 def _parse_prompt(fields: Fields, value: object) -> str | tuple[int, ...]:

@@ -12,7 +12,7 @@ def answer_schemas() -> dict[str, Schema]:
     return {
         "ChatCompletion": _answer("chat.completion", ref("ChatChoice"), usage=ref("Usage")),
         "ChatChoice": _choice(
-            message=whole(role={"const": "assistant"}, content={"type": ["string", "null"]}, refusal=NULL),
+            message=_message(),
             logprobs=or_null(ref("ChatLogprobs")),
             finish_reason=ref("FinishReason"),
         ),
@@ -20,7 +20,11 @@ def answer_schemas() -> dict[str, Schema]:
         "ChatChunkChoice": _choice(
             delta={
                 "type": "object",
-                "properties": {"role": {"const": "assistant"}, "content": TEXT},
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "content": TEXT,
+                    "tool_calls": array(ref("ToolCallPart"), least=1, most=1),
+                },
                 "additionalProperties": False,
             },
             logprobs=or_null(ref("ChatLogprobs")),
@@ -38,7 +42,13 @@ def answer_schemas() -> dict[str, Schema]:
             logprobs=or_null(ref("CompletionLogprobs")),
             finish_reason=or_null(ref("FinishReason")),
         ),
-        "FinishReason": {"type": "string", "enum": [FinishReason.STOP.value, FinishReason.LENGTH.value]},
+        "FinishReason": {
+            "type": "string",
+            "enum": [
+                reason.value for reason in (FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS)
+            ],
+        },
+        **_tool_schemas(),
         "Usage": whole(
             prompt_tokens=COUNT,
             completion_tokens=COUNT,
@@ -47,6 +57,26 @@ def answer_schemas() -> dict[str, Schema]:
         ),
         **_logprobs_schemas(),
         **_other_schemas(),
+    }
+
+
+def _message() -> Schema:
+    message = whole(role={"const": "assistant"}, content={"type": ["string", "null"]}, refusal=NULL)
+    message["properties"]["tool_calls"] = array(ref("ToolCall"), least=1)
+    return message
+
+
+def _tool_schemas() -> dict[str, Schema]:
+    first = whole(
+        index=COUNT, id=TEXT, type={"const": "function"}, function=whole(name=TEXT, arguments={"const": ""})
+    )
+    more = whole(index=COUNT, function=whole(arguments=TEXT))
+    return {
+        "ToolCall": whole(id=TEXT, type={"const": "function"}, function=whole(name=TEXT, arguments=TEXT)),
+        "ToolCallPart": {
+            "oneOf": [first, more],
+            "description": "The first part of a call has its name; the arguments, JSON in a text, follow in parts.",
+        },
     }
 
 

@@ -14,10 +14,11 @@ from edgeserve.http.generation import (
     MOST_STOPS,
     STREAM_OPTIONS,
 )
-from edgeserve.http.messages import MESSAGE, MOST_MESSAGES, PART, ROLES
+from edgeserve.http.messages import CALL, CALLED, LONGEST_ID, MESSAGE, MOST_CALLS, MOST_MESSAGES, PART, ROLES
 from edgeserve.http.openapi.schema import NULL, TEXT, Schema, array, or_null, ref
 from edgeserve.http.response_format import FORM, JSON_SCHEMA, NAME
 from edgeserve.http.schemas import chat_fields, completion_fields
+from edgeserve.http.tools import CHOICE, CHOSEN, FUNCTION, MOST_TOOLS, TOOL
 from edgeserve.settings import LimitSettings
 
 _TYPES: Final = {bool: "boolean", str: "string"}
@@ -26,6 +27,7 @@ _TEXTS: Final[Mapping[str, str]] = {
     "stream": "Whether the answer is sent as it grows, as server-sent events.",
     "stream_options": "Only allowed when `stream` is true.",
     "include_usage": "Whether a last event before `[DONE]` has the token counts.",
+    "n": "Number of answers; each has a seed of its own and counts as a request.",
     "stop": "Texts at which the answer ends; they are not part of it.",
     "seed": "With the same seed, request and CPU variant, an answer of one stream repeats.",
     "temperature": "0 takes the likeliest token.",
@@ -43,6 +45,15 @@ _TEXTS: Final[Mapping[str, str]] = {
     "logprobs": "Natural logarithms of the tokens' probabilities in the model's own distribution: whether, or how many alternatives each.",
     "top_logprobs": "How many alternatives each token comes with; only allowed when `logprobs` is true.",
     "prompt": "One text or one list of token ids. In text, the spellings of control tokens are text.",
+    "tools": "What the model may call. Refused where its chat template spells no calls as JSON; not beside `logprobs`, `stop` and `response_format`.",
+    "tool_choice": "`auto` is the default; `none` does not tell the model of the tools.",
+    "parallel_tool_calls": "Whether an answer may hold several calls, as is the default.",
+    "tool_calls": "Only of the assistant.",
+    "tool_call_id": "Of messages of the role `tool`, and needed there: the id of a call before.",
+    "id": "As it came with the call.",
+    "function": "The function.",
+    "parameters": "JSON Schema of the arguments, of the type object. Followed exactly; where that cannot be, it is refused if `strict`, and otherwise any object will do.",
+    "arguments": "A JSON object, written as a text.",
     "role": "`developer` is the same as `system`.",
     "content": "Text, or parts that are joined.",
     "type": "What it is.",
@@ -66,6 +77,8 @@ def request_schemas(limits: LimitSettings, *, model: str) -> dict[str, Schema]:
             | {
                 "messages": array(ref("Message"), least=1, most=MOST_MESSAGES),
                 "response_format": ref("ResponseFormat"),
+                "tools": array(ref("Tool"), most=MOST_TOOLS),
+                "tool_choice": {"anyOf": [{"enum": ["none", "auto", "required"]}, ref("NamedTool")]},
             },
         ),
         "CompletionRequest": _object(
@@ -76,12 +89,17 @@ def request_schemas(limits: LimitSettings, *, model: str) -> dict[str, Schema]:
         "StreamOptions": _object(STREAM_OPTIONS),
         "Message": _object(
             MESSAGE,
-            required=("role", "content"),
+            required=("role",),
             own={
                 "role": {"type": "string", "enum": list(ROLES)},
-                "content": {"anyOf": [TEXT, array(ref("TextPart"), least=1)]},
+                "content": {
+                    "anyOf": [TEXT, array(ref("TextPart"), least=1)],
+                    "description": "Text, or parts that are joined; null only beside `tool_calls`.",
+                },
+                "tool_calls": array(ref("MessageToolCall"), most=MOST_CALLS),
             },
         ),
+        **_tools(),
         "TextPart": _object(PART, required=("type", "text"), own={"type": {"const": "text"}}),
         "ResponseFormat": {"oneOf": [_form("text"), _form("json_object"), _form("json_schema")]},
         "JsonSchemaFormat": _object(
@@ -93,6 +111,49 @@ def request_schemas(limits: LimitSettings, *, model: str) -> dict[str, Schema]:
             },
         ),
     }
+
+
+def _tools() -> dict[str, Schema]:
+    name: Schema = {"type": "string", "pattern": f"^{NAME.pattern}$"}
+    function: Schema = {"const": "function"}
+    return {
+        "MessageToolCall": _object(
+            CALL,
+            required=("id", "function"),
+            own={
+                "id": {"type": "string", "minLength": 1, "maxLength": LONGEST_ID},
+                "type": function,
+                "function": _object(CALLED, required=("name",), own={"name": name}),
+            },
+        ),
+        "Tool": _object(
+            TOOL,
+            required=("type", "function"),
+            own={
+                "type": function,
+                "function": _object(
+                    FUNCTION,
+                    required=("name",),
+                    own={
+                        "name": name,
+                        "description": {"type": "string", "description": "For the model."},
+                        "parameters": _parameters(),
+                        "strict": {"type": "boolean", "description": "See `parameters`."},
+                    },
+                ),
+            },
+        ),
+        "NamedTool": _object(
+            CHOICE,
+            required=("type", "function"),
+            own={"type": function, "function": _object(CHOSEN, required=("name",), own={"name": name})},
+        ),
+    }
+
+
+def _parameters() -> Schema:
+    is_object: Schema = {"type": "object", "properties": {"type": {"const": "object"}}, "required": ["type"]}
+    return {"anyOf": [is_object, {"type": "object", "maxProperties": 0}]}
 
 
 def _generation(model: str) -> dict[str, Schema]:
