@@ -1,8 +1,12 @@
 """Configuration of the whole test suite."""
 
 import signal
+import sys
 
 import pytest
+
+# Modules are imported from the store's trees too, where a file more is damage that makes the tree anew.
+sys.dont_write_bytecode = True
 
 pytest_plugins = (
     "tests.support.fixtures",

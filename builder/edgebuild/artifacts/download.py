@@ -2,7 +2,7 @@
 
 1. Bytes go to a scratch file; when the connection breaks, the rest is asked for (RFC 9110, 14.2, Range).
 2. A large file is asked for by several connections, if the server gives parts of files.
-3. Only what may get better is tried again, until too many tries or too long a time pass without a new byte.
+3. Only what may get better is tried again, until too many tries or too long a time pass without getting further.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,15 @@ import httpx2
 from edgebuild.artifacts.arrival import Arrival, Expected, receive
 from edgebuild.artifacts.pieces import PieceError, Spread, fetch_pieces, starts_at
 from edgebuild.artifacts.store import Store
-from edgebuild.artifacts.tries import USUAL, GaveUpError, Patience, Tries, TryAgainError, reason_of
+from edgebuild.artifacts.tries import (
+    FURTHER_BYTES,
+    USUAL,
+    GaveUpError,
+    Patience,
+    Tries,
+    TryAgainError,
+    reason_of,
+)
 from edgebuild.errors import ToolError
 from edgebuild.network import Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
@@ -140,7 +148,7 @@ class _Transfer:
             except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
                 raise download_failure(self._wanted, str(error), hint=self._wanted.hints.refused) from error
             except (httpx2.TransportError, TryAgainError) as error:
-                if self._arrival.size_bytes > before_bytes:
+                if self._arrival.size_bytes >= before_bytes + FURTHER_BYTES:
                     tries.progressed()
                 self._task.status(f"{reason_of(error)}; trying again")
                 try:

@@ -10,8 +10,8 @@ class Patience:
     """How long a server is asked.
 
     Attributes:
-        attempts: Tries without a new byte, at least 1.
-        deadline_s: Seconds without a new byte, waits included, after which nothing is tried again.
+        attempts: Tries that did not get further, at least 1.
+        deadline_s: Seconds without getting further, waits included, after which nothing is tried again.
         backoff_s: Seconds before the second try; doubled for each further one. A server's Retry-After may be longer.
         idle_s: Seconds without a byte after which a connection counts as dead.
     """
@@ -23,6 +23,8 @@ class Patience:
 
 
 USUAL = Patience()
+# What a try must bring to count as getting further: a server that drips a few bytes a minute would be asked for ever.
+FURTHER_BYTES = 16 << 10
 
 
 class TryAgainError(Exception):
@@ -73,7 +75,9 @@ class Tries:
         spent_s = time.monotonic() - self._since_s
         if self._failures >= self._patience.attempts or spent_s + wait_s > self._patience.deadline_s:
             asked = f"asked to wait {asked_s:.0f} s, " if asked_s and asked_s == wait_s else ""
-            raise GaveUpError(f"{reason_of(fault)} ({asked}tried {self._failures} times without a new byte)")
+            raise GaveUpError(
+                f"{reason_of(fault)} ({asked}tried {self._failures} times without getting further)"
+            )
         self._stop.wait(wait_s)
 
 

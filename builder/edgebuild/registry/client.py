@@ -17,7 +17,7 @@ from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import fallback_tag
 from edgebuild.progress import Progress
 from edgebuild.registry.faults import RefusedError, TransientError, lie
-from edgebuild.registry.patience import Limits
+from edgebuild.registry.patience import FURTHER_BYTES, Limits
 from edgebuild.registry.transport import MANIFEST_BYTES, Answer, Request, Transport
 
 ACCEPTED = (media.INDEX, media.MANIFEST, media.DOCKER_INDEX, media.DOCKER_MANIFEST)
@@ -171,7 +171,7 @@ class RegistryClient:
             RegistryError: It is not there, or the registry failed.
         """
         patience = self._transport.patience()
-        at = offset_bytes
+        at = reached = offset_bytes
         call = self._transport.call("GET", f"blob {digest}")
         while size_bytes is None or at < size_bytes:
             try:
@@ -181,7 +181,9 @@ class RegistryClient:
                         if size_bytes is not None and at > size_bytes:
                             raise lie(call, f"it is {digest}", f"longer than its {size_bytes} bytes")
                         yield chunk
-                        patience.progressed()
+                        if at >= reached + FURTHER_BYTES:
+                            reached = at
+                            patience.progressed()
             except TransientError as fault:
                 patience.wait(fault)
                 continue
