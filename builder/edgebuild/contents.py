@@ -9,6 +9,7 @@ from edgebuild.canonical import pretty_json
 from edgebuild.fit import format_bytes
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ENGINE_FOLDER, STATE_FOLDER, BuildPlan, model_identity
+from edgebuild.quality import quality_card, quality_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +146,7 @@ def _model_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str, 
             "quantization": plan.origin.source_quantization,
             "quantized_by": plan.origin.quantized_by or None,
         },
+        "quality": quality_card(plan.origin.quality),
         "files": [
             {
                 "path": file.path,
@@ -172,6 +174,7 @@ Made by edgebuild {__version__} for {plan.profile.description or plan.profile.na
 | Licence | {model.licence or "not stated by the model"} |
 | Source | {_source_line(plan)} |
 | Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}) |
+| Quality | {"; ".join(quality_lines(plan.origin.quality))} |
 | {"Layer digest" if len(files) == 1 else f"Digest of its {len(files)} layers"} | {digest} |
 | Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time, cache of {fit.kv_type} |
 

@@ -1,4 +1,4 @@
-"""Where the files that ship with edgebuild lie: profiles, templates, the recipes of images, files for Prometheus.
+"""Where the files that ship with edgebuild lie: profiles, templates, the recipes of images, the text that models are measured on, files for Prometheus.
 
 In a wheel they are inside the package; in a checkout they stand at the top of the repository.
 """
@@ -10,6 +10,6 @@ _CHECKOUT = Path(__file__).parents[2]
 
 
 def data_path(name: str) -> Path:
-    """Return the absolute path of a packaged folder: "profiles", "templates", "images" or "docs/monitoring"."""
+    """Return the absolute path of a packaged folder: "profiles", "templates", "images", "evaluation" or "docs/monitoring"."""
     packaged = _PACKAGED / name
     return packaged if packaged.is_dir() else _CHECKOUT / name

@@ -1,12 +1,12 @@
 """From profiles and a model to images: the only place where the steps are put together.
 
-    profiles, model ──▶ (1) fit ──▶ (2) lock ──▶ (3) quantise ──▶ (4) plan ──▶ (5) layers ──▶ (6) images ──▶ (7) smoke test
+    profiles, model ──▶ (1) fit ──▶ (2) lock ──▶ (3) quantise, measure ──▶ (4) plan ──▶ (5) layers ──▶ (6) images ──▶ (7) smoke test
                     ──▶ (8) index ──▶ (9) sign ──▶ (10) tags ──▶ check of the layout
 
 Nothing has a name before the last step, and a layout takes effect when the checker has read it back, so whatever fails leaves the layout and the registry's tags as they were.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
 from edgebuild.bench.native import bench_image
 from edgebuild.bench.result import BenchResult
+from edgebuild.choice import Choice
 from edgebuild.contents import BakedFile, make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
 from edgebuild.errors import ImageError, UsageError
+from edgebuild.judging import is_measured, judge_model, judge_types, verify_measurable
 from edgebuild.locking import obtain_lock
+from edgebuild.model.evaluation.evaluate import Measures
 from edgebuild.model.source import ModelFile
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.image import Image, make_image, rfc3339
@@ -48,6 +51,7 @@ from edgebuild.preparing import (
     prepare_model,
     verify_licence,
 )
+from edgebuild.quality import Quality
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
@@ -62,20 +66,20 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
     """
     # (1) Refuse what cannot fit or must not be passed on before anything is built.
     verify_licence(request)
+    verify_measurable(request)
     choices = choose(request)
 
     # Where it goes is opened first too: what cannot be written is refused before the work, not after.
     with _open_sink(request, context) as sink:
         # (2) Settle which packages go in.
         watch = Stopwatch()
-        quantizes = any(choice.quantization != request.model.spec.quantization for choice in choices.values())
         with watch.step("lock"):
-            engine = _open_engine(request.lock, _needed(request, context, quantizes=quantizes), context)
+            engine = _open_engine(request.lock, _needed(request, choices, context), context)
         epoch_s = context.host.source_date_epoch_s
         if epoch_s is None:
             epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
 
-        # (3, 4) Quantise each type once, then plan with the true sizes.
+        # (3, 4) Quantise each type once, hold it against the gates, then plan with the true sizes.
         with watch.step("quantize"):
             prepared = prepare(
                 request,
@@ -83,16 +87,13 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
                 make=lambda target: prepare_model(request, target, engine=engine, context=context),
                 context=context,
             )
-        plans = [
-            make_plan(
-                profile,
-                prepared[profile.name].model.spec,
-                model_origin(request.model, prepared[profile.name].choice.quantization),
-                epoch_s=epoch_s,
-                choice=prepared[profile.name].choice,
-            )
-            for profile in request.profiles
-        ]
+        plans: list[BuildPlan] = []
+        for profile in request.profiles:
+            model, choice = prepared[profile.name].model, prepared[profile.name].choice
+            with watch.step("measure"):
+                quality = judge_model(request, profile, model, engine=engine, context=context)
+            origin = model_origin(request.model, choice.quantization, quality)
+            plans.append(make_plan(profile, model.spec, origin, epoch_s=epoch_s, choice=choice))
         plans.sort(key=lambda plan: plan.demand)
         for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
             context.progress.note(text)
@@ -131,15 +132,20 @@ def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> Non
         sink.tag(index.descriptor, reference.tag)
 
 
-def _needed(request: ImageRequest, context: Context, *, quantizes: bool) -> tuple[tuple[str, Platform], ...]:
-    """List the artifacts that the build is going to use."""
+def _needed(
+    request: ImageRequest, choices: Mapping[str, Choice], context: Context
+) -> tuple[tuple[str, Platform], ...]:
+    """List the artifacts that the build is going to use; `choices` are those of the profiles, by name."""
     here = Platform.of_machine(context.host.machine)
     needed = [
         (ARTIFACTS[role], profile.oci_platform)
         for profile in request.profiles
         for role in software_roles(profile)
     ]
-    needed += [(ARTIFACTS[Role.ENGINE], here)] if quantizes else []
+    runs_library = any(
+        choice.quantization != request.model.spec.quantization for choice in choices.values()
+    ) or any(is_measured(request, profile) for profile in request.profiles)
+    needed += [(ARTIFACTS[Role.ENGINE], here)] if runs_library else []
     needed += [(EMULATOR, here)] if request.is_tested else []
     return tuple(dict.fromkeys(needed))
 
@@ -230,6 +236,27 @@ def _baked(framed: ModelTar, layer: Layer) -> BakedFile:
         before=framed.before,
         after=framed.after,
     )
+
+
+def evaluate_types(
+    model: ModelFile, types: Sequence[str], measures: Measures, options: LockOptions, context: Context
+) -> tuple[Quality, ...]:
+    """Measure a model and what quantising makes of it.
+
+    Args:
+        model: The model; a quantised one is measured alone.
+        types: Types to quantise it to.
+        measures: What is measured.
+        options: How the engine's sources are chosen.
+        context: This machine, the store and progress.
+
+    Raises:
+        ModelError: The model cannot be quantised or measured.
+        ToolError: Quantising or measuring failed.
+    """
+    here = Platform.of_machine(context.host.machine)
+    engine = _open_engine(options, ((ARTIFACTS[Role.ENGINE], here),), context)
+    return judge_types(model, types, measures, engine=engine, context=context)
 
 
 def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:

@@ -12,6 +12,7 @@ from edgebuild.oci.digest import Digest
 from edgebuild.oci.image import RunConfig, rfc3339
 from edgebuild.oci.layer import Role
 from edgebuild.profile import CPU_VARIANTS, DeviceProfile
+from edgebuild.quality import Quality, quality_labels
 
 # The time of creation where neither SOURCE_DATE_EPOCH nor the lock gives one: the release of this version.
 VERSION_EPOCH_S = 1_795_392_000  # 2026-11-23
@@ -85,11 +86,13 @@ class ModelOrigin:
         source: Where it was taken from.
         source_quantization: Type of the source.
         quantized_by: How it was quantised, e.g. "llama_model_quantize Q4_K_M", or "" when taken as it is.
+        quality: What was measured of it, or None.
     """
 
     source: ModelSource
     source_quantization: str
     quantized_by: str
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,4 +276,5 @@ def make_labels(plan: BuildPlan, *, model_digest: Digest) -> dict[str, str]:
         "dev.edgebuild.model.quantization": model.quantization,
     }
     # Only the model states a licence; Debian's packages carry theirs in /usr/share/doc.
+    labels |= quality_labels(plan.origin.quality)
     return labels | ({"dev.edgebuild.model.licence": model.licence} if model.licence else {})

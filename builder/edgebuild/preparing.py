@@ -4,20 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgebuild.canonical import canonical_json
 from edgebuild.choice import Choice, Version, name_choice, verify_selection
 from edgebuild.engine.native import NativeEngine
 from edgebuild.errors import PlanError
 from edgebuild.fit import format_bytes
 from edgebuild.gguf_shards import cut_gguf, shard_names
+from edgebuild.judging import is_measured
 from edgebuild.model.quantize import quantize
-from edgebuild.model.source import ModelFile, file_digest
+from edgebuild.model.source import ModelFile, model_digest
 from edgebuild.oci.blob import Blob
-from edgebuild.oci.digest import Digest
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.tar import ModelTar, model_tar
 from edgebuild.plan import ModelOrigin
 from edgebuild.profile import DeviceProfile
+from edgebuild.quality import Quality
 from edgebuild.request import Context, ImageRequest
 
 
@@ -133,22 +133,20 @@ def prepare_model(request: ImageRequest, target: str, *, engine: NativeEngine, c
     if target == model.spec.quantization:
         return model
     here = Platform.of_machine(context.host.machine)
-    is_wanted = any(profile.oci_platform == here for profile in request.profiles)
+    # What measures the model, or goes into an image for this machine, quantises it too.
+    is_wanted = any(
+        profile.oci_platform == here or is_measured(request, profile) for profile in request.profiles
+    )
     return quantize(
         model,
         target,
-        source_digest=_source_digest(model, context),
+        source_digest=model_digest(model, seals=context.store, progress=context.progress),
         library=lambda: engine.host_library(with_variants=is_wanted).tree,
         library_source=engine.library_source(),
         store=context.store,
         host=context.host,
         progress=context.progress,
     )
-
-
-def _source_digest(model: ModelFile, context: Context) -> Digest:
-    digests = [file_digest(path, seals=context.store, progress=context.progress) for path in model.files]
-    return digests[0] if len(digests) == 1 else Digest.of(canonical_json([str(digest) for digest in digests]))
 
 
 def frame_model(model: ModelFile, *, shard_bytes: int) -> tuple[ModelTar, ...]:
@@ -173,11 +171,12 @@ def frame_model(model: ModelFile, *, shard_bytes: int) -> tuple[ModelTar, ...]:
     return tuple(model_tar(content, str(name)) for content, name in zip(contents, names, strict=True))
 
 
-def model_origin(model: ModelFile, target: str) -> ModelOrigin:
+def model_origin(model: ModelFile, target: str, quality: Quality | None) -> ModelOrigin:
     """Tell where the model in the image comes from, and what became of it."""
     is_same = target == model.spec.quantization
     return ModelOrigin(
         source=model.source,
         source_quantization=model.spec.quantization,
         quantized_by="" if is_same else f"llama_model_quantize {target}",
+        quality=quality,
     )

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from edgebuild.data import data_path
 from edgebuild.documents import Kind, Located, Section, check_document, load_yaml, overlay
 from edgebuild.errors import ProfileError
+from edgebuild.gates import QualityGates
 from edgebuild.oci.platform import Platform
 from edgebuild.profile_engine import Auto, Quantization, Tuning
 from edgebuild.profile_server import Server
@@ -100,6 +101,9 @@ class DeviceProfile(Section):
         description="Type that a 16-bit model is quantised to; auto: the best that fits",
     )
     auto: Auto = Field(default=Auto(), description="What may be chosen so that a model fits")
+    gates: QualityGates = Field(
+        default=QualityGates(), description="What a quantised model must keep of its original"
+    )
     tuning: Tuning = Field(default=Tuning(), description="How the engine uses memory and processor")
     server: Server = Field(default=Server(), description="The server in the image")
     deployment: Deployment = Field(

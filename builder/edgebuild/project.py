@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, Wit
 
 from edgebuild.documents import Kind, Section, check_document, load_yaml
 from edgebuild.errors import UsageError
+from edgebuild.gates import QualityGates
 from edgebuild.model.reference import LocalReference, parse_model_reference
 from edgebuild.oci.reference import Reference
 from edgebuild.quantities import ShardSize
@@ -66,7 +67,7 @@ Tags = Annotated[
 ]
 
 
-class Gates(Section):
+class Gates(QualityGates):
     """What stops a build."""
 
     licence_required: bool = Field(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from edgebuild.artifacts.store import Store
 from edgebuild.choice import Selection, Version, make_selection, make_versions
+from edgebuild.gates import QualityGates
 from edgebuild.host import Host
+from edgebuild.model.evaluation.inputs import EvaluationTasks, EvaluationText
 from edgebuild.model.source import ModelFile
 from edgebuild.oci.image import Image
 from edgebuild.oci.index import Index
@@ -41,6 +43,25 @@ class LockOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """How models are measured, and how good they must be.
+
+    Attributes:
+        is_wanted: Whether they are measured where no gate asks for it.
+        text: The user's text; None takes one that ships with edgebuild.
+        tasks: The user's tasks; None takes the model's own, if it has any.
+        most_tokens: Of a longer text only so many count.
+        gates: Those of the project; profiles have their own.
+    """
+
+    is_wanted: bool
+    text: EvaluationText | None
+    tasks: EvaluationTasks | None
+    most_tokens: int
+    gates: QualityGates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
     """What `edgebuild image` was asked for.
 
@@ -55,6 +76,7 @@ class ImageRequest:
         lock: How packages are chosen.
         is_tested: Whether every image is started and asked.
         licence_required: Whether a model that states no licence is refused.
+        evaluation: How models are measured, and how good they must be.
         key: Signs, or None.
         key_name: What the result calls the key: its file's name.
         engine: "auto" or "native".
@@ -70,6 +92,7 @@ class ImageRequest:
     lock: LockOptions
     is_tested: bool
     licence_required: bool
+    evaluation: EvaluationRequest
     key: SigningKey | None
     key_name: str
     engine: str

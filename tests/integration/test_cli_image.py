@@ -59,7 +59,7 @@ class TestResult:
         profile = image["profile"]
         assert set(image) == {
             "profile", "platform", "engine", "engine_requested", "digest", "config_digest", "tag",
-            "software_bytes", "model_bytes", "layers", "fit", "smoke", "signed_by", "seconds",
+            "software_bytes", "model_bytes", "layers", "fit", "quality", "smoke", "signed_by", "seconds",
         }  # fmt: skip
         assert image["platform"] == PLATFORMS[profile]
         assert (image["engine"], image["engine_requested"]) == ("native", "auto")

@@ -131,7 +131,7 @@ class Bench:
         for folder in (self.layout, self.layout / "blobs/sha256", self.lock.parent):
             found += folder.glob(".edgebuild*") if folder.is_dir() else ()
         found += self.lock.parent.glob(f".{self.lock.name}*")
-        for kind in ("download", "artifact", "layer", "model"):
+        for kind in ("download", "artifact", "layer", "model", "evaluation"):
             for path in (base / kind).glob("*"):
                 if (
                     path.suffix != ".seal"

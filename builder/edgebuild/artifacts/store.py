@@ -31,7 +31,7 @@ from edgebuild.artifacts.seals import Seal, find_damage, is_untouched, make_seal
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress, SilentProgress
 
-KINDS = ("download", "artifact", "layer", "model")
+KINDS = ("download", "artifact", "layer", "model", "evaluation")
 _SEAL = ".seal"
 
 

@@ -1,13 +1,12 @@
 """The command line: click and rich, one module a command. Only here are the environment, the clock and exits met."""
 
-import importlib
 import signal
 import sys
-from typing import Any
 
 import click
 
 from edgebuild import __version__
+from edgebuild.cli.lazy import LazyGroup
 from edgebuild.errors import EdgebuildError, UsageError
 
 # A group without a command shows its help (click 8.2 on; before, it is no exception).
@@ -19,7 +18,10 @@ _COMMANDS = {
     "image": ("edgebuild.cli.image", "Build a signed image for one or more devices."),
     "profiles": ("edgebuild.cli.profiles", "List, show and check device profiles."),
     "fit": ("edgebuild.cli.fit", "Show whether a model fits a device, with the arithmetic."),
-    "model": ("edgebuild.cli.model", "Prepare models: set up what converting them needs."),
+    "model": (
+        "edgebuild.cli.model",
+        "Prepare models: measure them type by type, set up what converting needs.",
+    ),
     "test": (
         "edgebuild.cli.test",
         "Start the images of a layout on their processor models and ask a question.",
@@ -39,39 +41,10 @@ _COMMANDS = {
 }
 
 
-class _Commands(click.Group):
-    """Imports a command's module when the command is run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        del ctx
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        del ctx
-        if cmd_name not in _COMMANDS:
-            return None
-        command = importlib.import_module(_COMMANDS[cmd_name][0]).command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        name = args[0] if args else ""
-        if name and name not in _COMMANDS and not name.startswith("-"):
-            import difflib  # noqa: PLC0415 - only for a mistyped command
-
-            close = difflib.get_close_matches(name, _COMMANDS, n=1)
-            meant = f" Did you mean {close[0]!r}?" if close else ""
-            raise click.UsageError(f"No such command {name!r}.{meant}", ctx)
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=LazyGroup,
+    modules=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="edgebuild")
 def cli() -> None:

@@ -9,6 +9,7 @@ import click
 
 from edgebuild.artifacts.store import Store
 from edgebuild.choice import wanted_types
+from edgebuild.cli.evaluation import evaluation_options, gather_evaluation
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.passwords import load_key, password_option
 from edgebuild.cli.project import find_project, gather_wishes, project_option
@@ -63,6 +64,13 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 )
 @click.option("--no-test", is_flag=True, help="Leave the smoke test out.")
 @click.option(
+    "--eval",
+    "is_evaluated",
+    is_flag=True,
+    help="Measure the quantised model; gates do it without being asked.",
+)
+@evaluation_options
+@click.option(
     "--lock",
     "lock_file",
     default="edgebuild.lock",
@@ -96,6 +104,10 @@ def command(
     password_file: str | None,
     engine: str,
     no_test: bool,
+    is_evaluated: bool,
+    eval_text: str | None,
+    eval_tasks: str | None,
+    eval_tokens: int,
     lock_file: str,
     locked: bool,
     update_lock: bool,
@@ -126,6 +138,14 @@ def command(
         raise UsageError(
             "--push needs a name to push to", hint="add --tag HOST/REPO:TAG, or registry to the project file"
         )
+    evaluation = gather_evaluation(
+        is_wanted=is_evaluated,
+        text=eval_text,
+        tasks=eval_tasks,
+        tokens=eval_tokens,
+        gates=wishes.gates,
+        session=session,
+    )
     key = wishes.key
     signer = load_key(key, password_file, session=session)
     store = Store(host.cache_directory, progress=session.progress)
@@ -148,6 +168,7 @@ def command(
         lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirrors=mirrors),
         is_tested=not no_test,
         licence_required=wishes.licence_required,
+        evaluation=evaluation,
         key=signer,
         key_name=Path(key).name if key else "",
         engine=engine,

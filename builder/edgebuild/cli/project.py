@@ -8,6 +8,7 @@ import click
 
 from edgebuild.cli.options import Session
 from edgebuild.errors import ProfileError, UsageError
+from edgebuild.gates import QualityGates
 from edgebuild.gguf_shards import DEFAULT_SHARD_BYTES
 from edgebuild.oci.reference import Reference
 from edgebuild.profile import DeviceProfile, load_profile, profile_names
@@ -27,6 +28,7 @@ class Wishes:
         key: Path of the private key, or None.
         shard_bytes: A model in one file that is larger is cut into shards of this size; 0 cuts none.
         licence_required: Whether a model without licence is refused.
+        gates: What a quantised model must keep, by the project file.
     """
 
     profiles: tuple[DeviceProfile, ...]
@@ -36,6 +38,7 @@ class Wishes:
     key: str | None
     shard_bytes: int
     licence_required: bool
+    gates: QualityGates
 
 
 def project_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,6 +110,7 @@ def gather_wishes(
         key=key or (project.key if project else None),
         shard_bytes=_shard_bytes(shard_size, project),
         licence_required=project.project.gates.licence_required if project else False,
+        gates=project.project.gates if project else QualityGates(),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from edgebuild.cli.selection import fit_document
 from edgebuild.cli.tables import render_table
 from edgebuild.oci.layer import Role
+from edgebuild.quality import quality_document
 from edgebuild.request import BuildResult, BuiltImage, ImageRequest
 
 
@@ -51,6 +52,7 @@ def _image_document(built: BuiltImage, request: ImageRequest) -> dict[str, Any]:
             for layer in image.layers
         ],
         "fit": fit_document(built.plan.fit),
+        "quality": quality_document(built.plan.origin.quality),
         "smoke": None
         if built.smoke is None
         else {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgebuild.artifacts.store import Store
+from edgebuild.canonical import canonical_json
 from edgebuild.data import data_path
 from edgebuild.errors import ModelError
 from edgebuild.gguf_joined import find_shards, is_one_of_several, read_joined_header
@@ -162,6 +163,16 @@ def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:
     digest = Digest(state.hexdigest())
     seals.remember_digest(path, WHOLE_FILE, digest)
     return digest
+
+
+def model_digest(model: ModelFile, *, seals: Seals, progress: Progress) -> Digest:
+    """Return the sha256 of a model's file; of several files, a digest that is theirs alone.
+
+    Raises:
+        ModelError: One cannot be read.
+    """
+    digests = [file_digest(path, seals=seals, progress=progress) for path in model.files]
+    return digests[0] if len(digests) == 1 else Digest.of(canonical_json([str(digest) for digest in digests]))
 
 
 def demo_model_path() -> Path:

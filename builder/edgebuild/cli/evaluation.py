@@ -1,0 +1,62 @@
+"""What models are measured with, as options."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from edgebuild.cli.options import Session
+from edgebuild.gates import QualityGates
+from edgebuild.model.evaluation.evaluate import MOST_TOKENS
+from edgebuild.model.evaluation.inputs import load_tasks, load_text
+from edgebuild.request import EvaluationRequest
+
+
+def evaluation_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--eval-text`, `--eval-tasks` and `--eval-tokens`."""
+    for option in (
+        click.option(
+            "--eval-tokens",
+            type=click.IntRange(min=64),
+            default=MOST_TOKENS,
+            show_default=True,
+            metavar="N",
+            help="Read at most so many tokens of the text.",
+        ),
+        click.option(
+            "--eval-tasks",
+            metavar="FILE",
+            help='Measure exact answers to these tasks: {"prompt": "…", "expected": "…"} a line.',
+        ),
+        click.option(
+            "--eval-text",
+            metavar="FILE",
+            help="Measure on this text, or on the answers of chats in a .jsonl file. [default: a text that ships with edgebuild]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def gather_evaluation(
+    *,
+    is_wanted: bool,
+    text: str | None,
+    tasks: str | None,
+    tokens: int,
+    gates: QualityGates,
+    session: Session,
+) -> EvaluationRequest:
+    """Load what the options name; a text or tasks that are named are wanted.
+
+    Raises:
+        UsageError: A file cannot be read or is of another form.
+    """
+    host = session.host
+    return EvaluationRequest(
+        is_wanted=is_wanted or text is not None or tasks is not None,
+        text=None if text is None else load_text(host.path(text)),
+        tasks=None if tasks is None else load_tasks(host.path(tasks)),
+        most_tokens=tokens,
+        gates=gates,
+    )

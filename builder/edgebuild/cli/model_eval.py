@@ -1,0 +1,125 @@
+"""`edgebuild model eval`: quality against size, type by type."""
+
+import click
+
+from edgebuild.artifacts.store import Store
+from edgebuild.cli.evaluation import evaluation_options, gather_evaluation
+from edgebuild.cli.options import Session, common_options
+from edgebuild.cli.tables import render_table
+from edgebuild.errors import UsageError
+from edgebuild.gates import QualityGates
+from edgebuild.judging import choose_measures
+from edgebuild.model.evaluation.evaluate import Measures
+from edgebuild.model.evaluation.plot import verify_plottable, write_plot
+from edgebuild.model.source import ModelFile, load_model
+from edgebuild.pipeline import evaluate_types
+from edgebuild.quality import Quality, quality_document, quality_table
+from edgebuild.quantization import AUTO_QUANTIZATIONS, QUANTIZATIONS, needs_matrix, quality_loss
+from edgebuild.request import Context, LockOptions
+
+# Types for models that were trained in them leave next to nothing of any other.
+_SENSELESS = 10.0
+
+
+@click.command(name="eval")
+@click.argument("model", required=False, default="demo")
+@click.option(
+    "--types",
+    metavar="TYPE,…|all",
+    help="Types of weights to quantise to and measure; all are those that need no importance matrix. [default: 16 bit, Q8_0 and the K-quants]",
+)
+@evaluation_options
+@click.option("--plot", metavar="FILE", help="Draw quality against size: a .png or .svg file (extra `plot`).")
+@click.option(
+    "--lock",
+    "lock_file",
+    default="edgebuild.lock",
+    show_default=True,
+    metavar="FILE",
+    help="Lock file: where the engine's sources come from.",
+)
+@common_options
+def command(
+    session: Session,
+    model: str,
+    types: str | None,
+    eval_text: str | None,
+    eval_tasks: str | None,
+    eval_tokens: int,
+    plot: str | None,
+    lock_file: str,
+) -> None:
+    """Measure what each type of weights makes of MODEL, the demo model by default.
+
+    Perplexity and KL divergence from the original on a text, exact answers to tasks, and size. A model that is not in 16
+    bit is measured alone. What was measured once is taken from the store.
+    """
+    wanted = _types(types)
+    evaluation = gather_evaluation(
+        is_wanted=True,
+        text=eval_text,
+        tasks=eval_tasks,
+        tokens=eval_tokens,
+        gates=QualityGates(),
+        session=session,
+    )
+    host = session.host
+    picture = None if plot is None else host.path(plot)
+    if picture is not None:
+        verify_plottable(picture)
+    store = Store(host.cache_directory, progress=session.progress)
+    found = load_model(
+        model, wanted=("F16", "BF16", "F32"), host=host, store=store, progress=session.progress
+    )
+    if not found.spec.is_unquantized and types is not None:
+        raise UsageError(
+            f"{found.spec.file_name} is {found.spec.quantization} already and cannot be made {types}",
+            hint="leave --types out to measure it as it is, or give the 16-bit GGUF of this model",
+        )
+    measures = choose_measures(found, evaluation)
+    qualities = evaluate_types(
+        found,
+        wanted,
+        measures,
+        LockOptions(path=host.path(lock_file), locked=False, update=False, mirrors=()),
+        Context(host=host, store=store, progress=session.progress),
+    )
+    if picture is not None:
+        write_plot(picture, found.spec.name, qualities)
+    session.say(_render(found, measures, qualities))
+    session.give(
+        {
+            "model": found.spec.name,
+            "types": [quality_document(quality) for quality in qualities],
+            "plot": None if picture is None else str(picture),
+        }
+    )
+
+
+def _types(text: str | None) -> tuple[str, ...]:
+    """Read `--types`."""
+    if text is None:
+        return AUTO_QUANTIZATIONS
+    if text == "all":
+        return tuple(
+            name for name in QUANTIZATIONS if not needs_matrix(name) and quality_loss(name) < _SENSELESS
+        )
+    names = tuple(dict.fromkeys(name.strip().upper() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in QUANTIZATIONS]:
+        raise UsageError(
+            f"--types: unknown type {unknown[0]!r}", hint=f"known are {', '.join(QUANTIZATIONS)}"
+        )
+    if not names:
+        raise UsageError("--types names no type", hint="give e.g. Q4_K_M,Q8_0 or all")
+    return names
+
+
+def _render(model: ModelFile, measures: Measures, qualities: tuple[Quality, ...]) -> str:
+    header, rows = quality_table(qualities)
+    lines = [f"{model.spec.name}, {model.spec.parameters / 1e6:.1f} M parameters"]
+    if measures.text is not None and qualities[0].text is not None:
+        read = qualities[0].text
+        lines.append(f"text {measures.text.name}: {read.scored_tokens} tokens scored")
+    if measures.tasks is not None:
+        lines.append(f"tasks {measures.tasks.name}: {len(measures.tasks.tasks)}, answered greedily")
+    return "\n".join(lines) + "\n" + render_table(header, rows, right=frozenset(range(1, len(header))))

@@ -1,0 +1,162 @@
+"""From a model to its quality, and from that to whether it may become an image."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgebuild.engine.native import NativeEngine
+from edgebuild.errors import PlanError, UsageError
+from edgebuild.gates import QualityGates, stricter
+from edgebuild.model.evaluation.evaluate import Evaluator, Measures
+from edgebuild.model.evaluation.inputs import default_tasks, default_text
+from edgebuild.model.quantize import quantize
+from edgebuild.model.source import ModelFile, model_digest
+from edgebuild.profile import DeviceProfile
+from edgebuild.quality import Quality, find_failures, quality_lines
+from edgebuild.quantization import AUTO_QUANTIZATIONS, quality_loss
+from edgebuild.request import Context, EvaluationRequest, ImageRequest
+
+
+def is_measured(request: ImageRequest, profile: DeviceProfile) -> bool:
+    """Tell whether the model in a profile's image is measured: somebody asked for it, or for a gate."""
+    gates = _gates(request, profile)
+    return request.evaluation.is_wanted or gates.needs_text or gates.needs_tasks
+
+
+def verify_measurable(request: ImageRequest) -> None:
+    """Refuse gates that nothing could be held against, before any work.
+
+    Raises:
+        UsageError: A gate wants tasks or a 16-bit original, and there are none.
+    """
+    is_demo = request.model.source.kind == "demo"
+    for profile in request.profiles:
+        gates = _gates(request, profile)
+        if gates.needs_tasks and request.evaluation.tasks is None and not is_demo:
+            raise UsageError(
+                f"gates.exact_match of {profile.name} needs tasks, and this model has none of its own",
+                hint='give --eval-tasks FILE, one {"prompt": "…", "expected": "…"} a line',
+            )
+        if gates.needs_text and not request.model.spec.is_unquantized:
+            raise UsageError(
+                f"gates of {profile.name} compare with a 16-bit original, and {request.model.spec.file_name} is {request.model.spec.quantization}",
+                hint="give the 16-bit model, or leave gates.perplexity_increase and gates.kl_divergence out",
+            )
+
+
+def judge_model(
+    request: ImageRequest,
+    profile: DeviceProfile,
+    model: ModelFile,
+    *,
+    engine: NativeEngine,
+    context: Context,
+) -> Quality | None:
+    """Measure the model of one image and hold it against the gates.
+
+    Args:
+        request: What was asked for.
+        profile: The device.
+        model: The model as it will be in the image.
+        engine: Has the library.
+        context: This machine, the store and progress.
+
+    Returns:
+        What was measured; None when nobody asked.
+
+    Raises:
+        PlanError: It is past a gate.
+        ModelError: It cannot be measured.
+        ToolError: Measuring failed.
+    """
+    if not is_measured(request, profile):
+        return None
+    original = request.model if request.model.spec.is_unquantized else None
+    gates, wanted = _gates(request, profile), request.evaluation
+    measures = choose_measures(request.model, wanted)
+    if not wanted.is_wanted:
+        # Only what a gate asks for.
+        measures = replace(
+            measures,
+            text=measures.text if gates.needs_text else None,
+            tasks=measures.tasks if gates.needs_tasks else None,
+        )
+    quality = make_evaluator(engine, context).measure(model, original, measures)
+    for line in quality_lines(quality):
+        context.progress.note(f"{model.spec.name} as {quality.quantization}: {line}")
+    if failures := find_failures(quality, gates):
+        raise PlanError(
+            f"{model.spec.name} as {quality.quantization} is past the gates of {profile.name}: {'; '.join(failures)}",
+            hint=_way_out(request.model, quality.quantization),
+        )
+    return quality
+
+
+def choose_measures(model: ModelFile, wanted: EvaluationRequest) -> Measures:
+    """Take what the user gave, else what ships with edgebuild."""
+    is_demo = model.source.kind == "demo"
+    return Measures(
+        text=wanted.text or default_text(is_demo=is_demo),
+        tasks=wanted.tasks or default_tasks(is_demo=is_demo),
+        most_tokens=wanted.most_tokens,
+    )
+
+
+def make_evaluator(engine: NativeEngine, context: Context) -> Evaluator:
+    """Make ready to measure on this machine."""
+    return Evaluator(
+        # With CPU variants: measuring runs the model, which quantising does not.
+        library=lambda: engine.host_library(with_variants=True).tree,
+        library_source=engine.library_source(),
+        store=context.store,
+        host=context.host,
+        progress=context.progress,
+    )
+
+
+def judge_types(
+    model: ModelFile, types: Sequence[str], measures: Measures, *, engine: NativeEngine, context: Context
+) -> tuple[Quality, ...]:
+    """Quantise a model to each type and measure what comes of it, the original first.
+
+    Args:
+        model: A model in 16 bit; or a quantised one, which is measured alone.
+        types: Types to make of it; its own is left out.
+        measures: What is measured.
+        engine: Has the library.
+        context: This machine, the store and progress.
+
+    Raises:
+        ModelError: The model cannot be quantised or measured.
+        ToolError: Quantising or measuring failed.
+    """
+    evaluator = make_evaluator(engine, context)
+    if not model.spec.is_unquantized:
+        return (evaluator.measure(model, None, measures),)
+    found = [evaluator.measure(model, model, measures)]
+    for target in types:
+        if target == model.spec.quantization:
+            continue
+        made = quantize(
+            model,
+            target,
+            source_digest=model_digest(model, seals=context.store, progress=context.progress),
+            library=lambda: engine.host_library(with_variants=True).tree,
+            library_source=engine.library_source(),
+            store=context.store,
+            host=context.host,
+            progress=context.progress,
+        )
+        found.append(evaluator.measure(made, model, measures))
+    return tuple(found)
+
+
+def _gates(request: ImageRequest, profile: DeviceProfile) -> QualityGates:
+    return stricter(profile.gates, request.evaluation.gates)
+
+
+def _way_out(original: ModelFile, quantization: str) -> str:
+    """Name the next better type."""
+    better = [name for name in AUTO_QUANTIZATIONS if quality_loss(name) < quality_loss(quantization)]
+    if not original.spec.is_unquantized or not better:
+        return "take a better model, or loosen the gates"
+    return f"take the next better type, --quantization {better[-1]}, or loosen the gates"

@@ -1,0 +1,131 @@
+"""What models are measured with: a text, chats, tasks; edgebuild's own or the user's."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgebuild.canonical import canonical_json
+from edgebuild.data import data_path
+from edgebuild.errors import UsageError
+from edgebuild.oci.digest import Digest
+
+_MOST_BYTES = 64 << 20
+_DEMO_TASKS = 250
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationText:
+    """A text that models are measured on.
+
+    Attributes:
+        name: For people: the file's name.
+        digest: sha256 of its content.
+        path: The file, of plain text; None for chats.
+        chats: Prompts and answers, of which the answers are scored; empty for plain text.
+    """
+
+    name: str
+    digest: Digest
+    path: Path | None
+    chats: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTasks:
+    """Tasks that models answer.
+
+    Attributes:
+        name: For people: the file's name.
+        digest: sha256 of the tasks.
+        tasks: Prompts and the answers that are right.
+    """
+
+    name: str
+    digest: Digest
+    tasks: tuple[Pair, ...]
+
+
+def load_text(path: Path) -> EvaluationText:
+    """Load a text of the user's: plain text, or chats when it is called `*.jsonl`.
+
+    Raises:
+        UsageError: It cannot be read or is of another form.
+    """
+    data = _read(path)
+    if path.suffix == ".jsonl":
+        chats = _pairs(path, data)
+        return EvaluationText(name=path.name, digest=Digest.of(data), path=None, chats=chats)
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: byte {error.start} is not UTF-8", hint="give a text in UTF-8, or chats as .jsonl"
+        ) from error
+    return EvaluationText(name=path.name, digest=Digest.of(data), path=path)
+
+
+def load_tasks(path: Path) -> EvaluationTasks:
+    """Load tasks of the user's.
+
+    Raises:
+        UsageError: They cannot be read or are of another form.
+    """
+    return _tasks(path.name, _pairs(path, _read(path)))
+
+
+def default_text(*, is_demo: bool) -> EvaluationText:
+    """Return the text that ships with edgebuild; the demo model has one of its own, since it knows nothing else."""
+    return load_text(
+        data_path("images") / "demo-model/heldout.jsonl" if is_demo else data_path("evaluation") / "text.txt"
+    )
+
+
+def default_tasks(*, is_demo: bool) -> EvaluationTasks | None:
+    """Return the demo model's tasks; other models have none of ours."""
+    if not is_demo:
+        return None
+    path = data_path("images") / "demo-model/heldout.jsonl"
+    return _tasks(path.name, _pairs(path, _read(path))[:_DEMO_TASKS])
+
+
+def _tasks(name: str, pairs: tuple[Pair, ...]) -> EvaluationTasks:
+    return EvaluationTasks(
+        name=name, digest=Digest.of(canonical_json([list(pair) for pair in pairs])), tasks=pairs
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{path}: larger than {_MOST_BYTES >> 20} MiB", hint="give a part of it")
+    if not data.strip():
+        raise UsageError(f"{path}: is empty", hint="give a text, or one JSON object a line")
+    return data
+
+
+def _pairs(path: Path, data: bytes) -> tuple[Pair, ...]:
+    found = []
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+            pair = document["prompt"], document["expected"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise _malformed(path, number) from error
+        if not all(isinstance(text, str) and text for text in pair):
+            raise _malformed(path, number)
+        found.append(pair)
+    return tuple(found)
+
+
+def _malformed(path: Path, line: int) -> UsageError:
+    return UsageError(
+        f'{path}:{line}: is no JSON object with the texts "prompt" and "expected"',
+        hint='write one a line: {"prompt": "…", "expected": "…"}',
+    )
