@@ -8,17 +8,20 @@ import pytest
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import PlanError
 from edgebuild.fit import make_fit
+from edgebuild.gates import QualityGates
 from edgebuild.model.source import ModelFile
 from edgebuild.model_spec import estimate_quantized
 from edgebuild.plan import ModelSource
 from edgebuild.preparing import Prepared, choose, prepare
 from edgebuild.profile import DeviceProfile, load_profile
-from edgebuild.request import Context, ImageRequest, LockOptions
+from edgebuild.request import Context, EvaluationRequest, ImageRequest, LockOptions
 from tests.support.specs import llama_spec
 from tests.unit.artifacts.telling import Told, host_at
 
 LLAMA = llama_spec()
 MIB = 2**20
+
+NOT_MEASURED = EvaluationRequest(is_wanted=False, text=None, tasks=None, most_tokens=0, gates=QualityGates())
 
 
 def device(memory: int, name: str = "pi4", quantization: str = "auto") -> DeviceProfile:
@@ -55,7 +58,7 @@ class Making:
             profiles=profiles, model=replace(self.file("F16"), spec=LLAMA), quantization=quantization, shard_bytes=0,
             output=None, references=(), push=False,
             lock=LockOptions(path=self._folder / "lock", locked=False, update=False, mirrors=()), is_tested=False,
-            licence_required=False, key=None, key_name="", engine="auto",
+            licence_required=False, evaluation=NOT_MEASURED, key=None, key_name="", engine="auto",
         )  # fmt: skip
         self.asked.clear()
         context = Context(host=host_at(self._folder), store=Store(self._folder / "store"), progress=self.told)
