@@ -16,6 +16,7 @@ from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 from tests.support.bench import assert_failed
 from tests.support.built import Edgebuild
+from tests.support.faulty_registry import CutRequest, FaultyRegistry
 from tests.support.hub import running_hub
 from tests.support.tiny_gguf import BOS
 
@@ -34,17 +35,19 @@ def parts(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 class Build:
-    """`edgebuild image` for two devices without a smoke test, with what it wrote."""
+    """`edgebuild image` without a smoke test, with what it wrote."""
 
     def __init__(self, edgebuild: Edgebuild, lock: Path) -> None:
         self._edgebuild = edgebuild
-        self._arguments = (
-            "image", "--profile", "pi4", "--profile", "x86", "--no-test", "--lock", lock, "--json",
-        )  # fmt: skip
+        self._lock = lock
         self.told = ""
 
-    def __call__(self, *arguments: str | Path, output: str = "build", **env: str) -> dict[str, Any]:
-        done = self._edgebuild.run(*self._arguments, "--output", output, *arguments, env=env)
+    def __call__(
+        self, *arguments: str | Path, profiles: tuple[str, ...] = ("x86",), output: str = "build", **env: str
+    ) -> dict[str, Any]:
+        devices = [option for profile in profiles for option in ("--profile", profile)]
+        usual = ("--no-test", "--lock", self._lock, "--output", output, "--json")
+        done = self._edgebuild.run("image", *devices, *usual, *arguments, env=env)
         self.told = done.stderr
         document: dict[str, Any] = json.loads(done.stdout)
         return document
@@ -111,17 +114,15 @@ def answer(files: tuple[Path, ...], llama_host: Path) -> list[int]:
 
 
 def test_a_model_above_the_size_is_several_layers(build: Build, llama_host: Path, tmp_path: Path) -> None:
-    cut = build("--quantization", "Q8_0", "--shard-size", SHARD)
+    argv, devices = ("--quantization", "Q8_0", "--shard-size", SHARD), ("pi4", "x86")
+    cut = build(*argv, profiles=devices)
     assert build.told.count("model edge-alert-4m.Q8_0-0000") == 3
     digests = model_layers(cut)
     assert len(digests) == 3
     # What is known of a file is known of its shards: nothing is copied or hashed again.
-    assert build("--quantization", "Q8_0", "--shard-size", SHARD)["index"] == cut["index"]
+    assert build(*argv, profiles=devices)["index"] == cut["index"]
     assert "model edge" not in build.told
-    assert (
-        build("--quantization", "Q8_0", "--shard-size", SHARD, output="other")["index"]["digest"]
-        == cut["index"]["digest"]
-    )
+    assert build(*argv, profiles=devices, output="other")["index"]["digest"] == cut["index"]["digest"]
     documents = build.config(cut)
     files = extract(build, digests, tmp_path / "cut")
     assert documents["runtime"]["model"]["files"] == [f"/models/{path.name}" for path in files]
@@ -217,7 +218,31 @@ def test_what_is_missing_or_mixed_up_is_one_line(edgebuild: Edgebuild, broken: t
     refused(broken[0].parent, f"lacks {broken[1].name} of a model in {len(broken)} files")
 
 
-@pytest.mark.parametrize("size", ["1KiB", "much", "-1", "1"])
+@pytest.mark.parametrize("size", ["1KiB", "much"])
 def test_sizes_that_are_none(edgebuild: Edgebuild, size: str) -> None:
     done = edgebuild.run("image", "--profile", "x86", f"--shard-size={size}", check=False)
     assert_failed(done, 2, "--shard-size")
+
+
+def test_shards_go_to_a_registry_without_a_layout(
+    edgebuild: Edgebuild, built_lock: Path, faulty_registry: FaultyRegistry, demo_model: Path
+) -> None:
+    # A file of which nothing is known yet: hashed while it is sent.
+    own = shutil.copy(demo_model, edgebuild.folder / "alert-F16.gguf")
+    argv = (
+        "image", "--profile", "x86", "--no-test", "--lock", built_lock, "--model", own,
+        "--quantization", "F16", "--shard-size", "2MiB", "--tag", faulty_registry.reference("acme/alert", "1"),
+    )  # fmt: skip
+    # The second shard breaks midway and goes on.
+    broken = faulty_registry.inject(CutRequest(after_bytes=500_000), method="PATCH", skip=1)
+    pushed = edgebuild.json(*argv, "--no-layout", "--push")
+    assert broken.hits == 1
+    assert len(model_layers(pushed)) == 4
+    for digest in model_layers(pushed):
+        faulty_registry.store.blob("acme/alert", digest)  # raises where it is missing
+    # Known by its seals, nothing of the model is read or sent again; and a layout is the same image.
+    before = len(faulty_registry.requests)
+    assert edgebuild.json(*argv, "--no-layout", "--push")["index"]["digest"] == pushed["index"]["digest"]
+    sent = [request for request in faulty_registry.requests[before:] if "/blobs/uploads/" in request.path]
+    assert sum(request.received_bytes for request in sent) == 0
+    assert edgebuild.json(*argv)["index"]["digest"] == pushed["index"]["digest"]

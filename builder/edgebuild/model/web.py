@@ -4,7 +4,8 @@ from urllib.parse import urlsplit
 
 from edgebuild.artifacts.download import Hints, Wanted, download
 from edgebuild.artifacts.store import Store
-from edgebuild.errors import UsageError
+from edgebuild.errors import ModelError, UsageError
+from edgebuild.gguf_joined import is_one_of_several
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.located import Located
@@ -27,6 +28,7 @@ def fetch_web_model(reference: WebReference, *, host: Host, store: Store, progre
 
     Raises:
         UsageError: The address is plain HTTP to another machine.
+        ModelError: It is one of several files.
         ToolError: It cannot be had, or is another file.
         StoreError: The disk is full.
     """
@@ -41,6 +43,7 @@ def locate_web_model(reference: WebReference) -> Located:
 
     Raises:
         UsageError: The address is plain HTTP to another machine.
+        ModelError: It is one of several files, of which a sha256 names only one.
     """
     parts = urlsplit(reference.url)
     if parts.scheme.lower() != "https" and not is_loopback_host(parts.hostname or ""):
@@ -48,6 +51,11 @@ def locate_web_model(reference: WebReference) -> Located:
             f"{reference.shown} is not https", hint="plain http shows everybody what is fetched; take https"
         )
     file = gguf_file_name(reference.file)
+    if is_one_of_several(file):
+        raise ModelError(
+            f"{reference.shown} is one of several files of a model, and one sha256 tells nothing of the others",
+            hint="fetch all of them and give the path of the first, or take them from a hub or registry",
+        )
     return Located(
         files=(
             Wanted(

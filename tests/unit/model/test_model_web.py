@@ -64,6 +64,12 @@ def test_plain_http_to_another_machine_is_refused(load: Load) -> None:
         load(f"http://h.example/a.gguf#sha256={'0' * 64}")
 
 
+def test_one_file_of_several_is_refused_before_it_is_fetched(load: Load) -> None:
+    with pytest.raises(ModelError, match="is one of several files of a model") as caught:
+        load(f"https://h.example/a-00001-of-00003.gguf#sha256={'0' * 64}")
+    assert "the first" in caught.value.hint
+
+
 def test_file_of_another_kind(server: FileServer, load: Load) -> None:
     body = b"<html>" * 100
     server.pages["/a.gguf"] = Page(body)
