@@ -144,7 +144,7 @@ def wanted_quantizations(
     if needs_matrix(wanted) and not has_matrix:
         raise PlanError(
             f"{model.name} cannot be made {wanted} without an importance matrix",
-            hint="take a type that needs none, e.g. Q3_K_M or Q2_K",
+            hint="add --imatrix auto or FILE, or take a type that needs none, e.g. Q3_K_M",
         )
     return (wanted,)
 

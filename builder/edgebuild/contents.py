@@ -145,6 +145,7 @@ def _model_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str, 
         | {
             "quantization": plan.origin.source_quantization,
             "quantized_by": plan.origin.quantized_by or None,
+            "importance_matrix": None if plan.origin.matrix is None else plan.origin.matrix.to_json(),
         },
         "quality": quality_card(plan.origin.quality),
         "files": [
@@ -173,7 +174,7 @@ Made by edgebuild {__version__} for {plan.profile.description or plan.profile.na
 | Model | {model.name}, {model.architecture}, {model.parameters / 1e6:.1f} M parameters |
 | Licence | {model.licence or "not stated by the model"} |
 | Source | {_source_line(plan)} |
-| Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}) |
+| Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}){_matrix_line(plan)} |
 | Quality | {"; ".join(quality_lines(plan.origin.quality))} |
 | {"Layer digest" if len(files) == 1 else f"Digest of its {len(files)} layers"} | {digest} |
 | Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time, cache of {fit.kv_type} |
@@ -187,6 +188,14 @@ Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fi
 
 The server listens on port {plan.profile.server.port}: `POST /v1/chat/completions`, `GET /readyz`.{_grpc_line(plan)}
 """
+
+
+def _matrix_line(plan: BuildPlan) -> str:
+    matrix = plan.origin.matrix
+    if matrix is None:
+        return ""
+    text = f" computed from {matrix.text}" if matrix.text else ""
+    return f", importance matrix {matrix.name}{text} ({matrix.digest})"
 
 
 def _grpc_line(plan: BuildPlan) -> str:

@@ -7,13 +7,19 @@ from edgebuild.engine.native import NativeEngine
 from edgebuild.errors import PlanError, UsageError
 from edgebuild.gates import QualityGates, stricter
 from edgebuild.model.evaluation.evaluate import Evaluator, Measures
-from edgebuild.model.evaluation.inputs import default_tasks, default_text
+from edgebuild.model.evaluation.inputs import (
+    EvaluationText,
+    default_calibration,
+    default_tasks,
+    default_text,
+)
+from edgebuild.model.importance import ImportanceMatrix
 from edgebuild.model.quantize import quantize
-from edgebuild.model.source import ModelFile, model_digest
+from edgebuild.model.source import ModelFile
 from edgebuild.profile import DeviceProfile
 from edgebuild.quality import Quality, find_failures, quality_lines
 from edgebuild.quantization import AUTO_QUANTIZATIONS, quality_loss
-from edgebuild.request import Context, EvaluationRequest, ImageRequest
+from edgebuild.request import Context, EvaluationRequest, ImageRequest, ImportanceRequest
 
 
 def is_measured(request: ImageRequest, profile: DeviceProfile) -> bool:
@@ -26,9 +32,14 @@ def verify_measurable(request: ImageRequest) -> None:
     """Refuse gates that nothing could be held against, before any work.
 
     Raises:
-        UsageError: A gate wants tasks or a 16-bit original, and there are none.
+        UsageError: A gate wants tasks or a 16-bit original, and there are none; or there is nothing to quantise by a matrix.
     """
     is_demo = request.model.source.kind == "demo"
+    if request.importance is not None and not request.model.spec.is_unquantized:
+        raise UsageError(
+            f"--imatrix: {request.model.spec.file_name} is {request.model.spec.quantization} already and is not quantised",
+            hint="leave --imatrix out, or give the 16-bit GGUF of this model",
+        )
     for profile in request.profiles:
         gates = _gates(request, profile)
         if gates.needs_tasks and request.evaluation.tasks is None and not is_demo:
@@ -80,6 +91,8 @@ def judge_model(
             text=measures.text if gates.needs_text else None,
             tasks=measures.tasks if gates.needs_tasks else None,
         )
+    if model.files != request.model.files:
+        _warn_of_flattery(request.model, measures, request.importance, context)
     quality = make_evaluator(engine, context).measure(model, original, measures)
     for line in quality_lines(quality):
         context.progress.note(f"{model.spec.name} as {quality.quantization}: {line}")
@@ -113,8 +126,28 @@ def make_evaluator(engine: NativeEngine, context: Context) -> Evaluator:
     )
 
 
+def make_matrix(
+    model: ModelFile, wanted: ImportanceRequest, *, engine: NativeEngine, context: Context
+) -> ImportanceMatrix:
+    """Return the user's importance matrix, or compute one.
+
+    Raises:
+        ModelError: It cannot be computed.
+        ToolError: Computing failed.
+    """
+    if wanted.matrix is not None:
+        return wanted.matrix
+    return make_evaluator(engine, context).collect(model, _calibration(model, wanted))
+
+
 def judge_types(
-    model: ModelFile, types: Sequence[str], measures: Measures, *, engine: NativeEngine, context: Context
+    model: ModelFile,
+    types: Sequence[str],
+    measures: Measures,
+    importance: ImportanceRequest | None,
+    *,
+    engine: NativeEngine,
+    context: Context,
 ) -> tuple[Quality, ...]:
     """Quantise a model to each type and measure what comes of it, the original first.
 
@@ -122,6 +155,7 @@ def judge_types(
         model: A model in 16 bit; or a quantised one, which is measured alone.
         types: Types to make of it; its own is left out.
         measures: What is measured.
+        importance: By which importance matrix it is quantised; None by none.
         engine: Has the library.
         context: This machine, the store and progress.
 
@@ -132,22 +166,40 @@ def judge_types(
     evaluator = make_evaluator(engine, context)
     if not model.spec.is_unquantized:
         return (evaluator.measure(model, None, measures),)
+    _warn_of_flattery(model, measures, importance, context)
     found = [evaluator.measure(model, model, measures)]
+    matrix = None if importance is None else make_matrix(model, importance, engine=engine, context=context)
     for target in types:
         if target == model.spec.quantization:
             continue
         made = quantize(
             model,
             target,
-            source_digest=model_digest(model, seals=context.store, progress=context.progress),
             library=lambda: engine.host_library(with_variants=True).tree,
             library_source=engine.library_source(),
             store=context.store,
             host=context.host,
             progress=context.progress,
+            matrix=matrix,
         )
         found.append(evaluator.measure(made, model, measures))
     return tuple(found)
+
+
+def _calibration(model: ModelFile, wanted: ImportanceRequest) -> EvaluationText:
+    return wanted.text or default_calibration(is_demo=model.source.kind == "demo")
+
+
+def _warn_of_flattery(
+    model: ModelFile, measures: Measures, importance: ImportanceRequest | None, context: Context
+) -> None:
+    """Tell when a model is measured on what its importance matrix was computed from."""
+    if importance is None or importance.matrix is not None or measures.text is None:
+        return
+    if _calibration(model, importance).digest == measures.text.digest:
+        context.progress.note(
+            f"{model.spec.name} is measured on {measures.text.name}, from which its importance matrix comes: the figures flatter it; give another --eval-text or --calibration"
+        )
 
 
 def _gates(request: ImageRequest, profile: DeviceProfile) -> QualityGates:

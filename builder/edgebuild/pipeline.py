@@ -47,12 +47,13 @@ from edgebuild.preparing import (
     choose,
     frame_model,
     model_origin,
+    obtain_matrix,
     prepare,
     prepare_model,
     verify_licence,
 )
 from edgebuild.quality import Quality
-from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, LockOptions
+from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, ImportanceRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
 from edgebuild.stopwatch import Stopwatch
@@ -81,10 +82,13 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
 
         # (3, 4) Quantise each type once, hold it against the gates, then plan with the true sizes.
         with watch.step("quantize"):
+            matrix = obtain_matrix(request, choices, engine=engine, context=context)
             prepared = prepare(
                 request,
                 choices,
-                make=lambda target: prepare_model(request, target, engine=engine, context=context),
+                make=lambda target: prepare_model(
+                    request, target, matrix=matrix, engine=engine, context=context
+                ),
                 context=context,
             )
         plans: list[BuildPlan] = []
@@ -92,7 +96,7 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             model, choice = prepared[profile.name].model, prepared[profile.name].choice
             with watch.step("measure"):
                 quality = judge_model(request, profile, model, engine=engine, context=context)
-            origin = model_origin(request.model, choice.quantization, quality)
+            origin = model_origin(request.model, choice.quantization, quality, matrix)
             plans.append(make_plan(profile, model.spec, origin, epoch_s=epoch_s, choice=choice))
         plans.sort(key=lambda plan: plan.demand)
         for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
@@ -239,7 +243,12 @@ def _baked(framed: ModelTar, layer: Layer) -> BakedFile:
 
 
 def evaluate_types(
-    model: ModelFile, types: Sequence[str], measures: Measures, options: LockOptions, context: Context
+    model: ModelFile,
+    types: Sequence[str],
+    measures: Measures,
+    importance: ImportanceRequest | None,
+    options: LockOptions,
+    context: Context,
 ) -> tuple[Quality, ...]:
     """Measure a model and what quantising makes of it.
 
@@ -247,6 +256,7 @@ def evaluate_types(
         model: The model; a quantised one is measured alone.
         types: Types to quantise it to.
         measures: What is measured.
+        importance: By which importance matrix it is quantised; None by none.
         options: How the engine's sources are chosen.
         context: This machine, the store and progress.
 
@@ -256,7 +266,7 @@ def evaluate_types(
     """
     here = Platform.of_machine(context.host.machine)
     engine = _open_engine(options, ((ARTIFACTS[Role.ENGINE], here),), context)
-    return judge_types(model, types, measures, engine=engine, context=context)
+    return judge_types(model, types, measures, importance, engine=engine, context=context)
 
 
 def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:

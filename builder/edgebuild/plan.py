@@ -79,6 +79,32 @@ def _digest_text(sha256: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixRecord:
+    """The importance matrix by which a model was quantised.
+
+    Attributes:
+        name: Name of the file, or "auto".
+        digest: Its sha256.
+        text: Text that it was computed from, as far as it is known.
+        chunks: Chunks of that text; 0 when unknown.
+    """
+
+    name: str
+    digest: Digest
+    text: str
+    chunks: int
+
+    def to_json(self) -> dict[str, str | int | None]:
+        """Give the JSON object of model.json and `--json`; what is not known is null."""
+        return {
+            "name": self.name,
+            "digest": str(self.digest),
+            "calibration": self.text or None,
+            "chunks": self.chunks or None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOrigin:
     """Where the model in the image comes from, and what became of it.
 
@@ -87,12 +113,14 @@ class ModelOrigin:
         source_quantization: Type of the source.
         quantized_by: How it was quantised, e.g. "llama_model_quantize Q4_K_M", or "" when taken as it is.
         quality: What was measured of it, or None.
+        matrix: Importance matrix by which it was quantised, or None.
     """
 
     source: ModelSource
     source_quantization: str
     quantized_by: str
     quality: Quality | None = None
+    matrix: MatrixRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

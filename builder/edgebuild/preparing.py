@@ -9,13 +9,14 @@ from edgebuild.engine.native import NativeEngine
 from edgebuild.errors import PlanError
 from edgebuild.fit import format_bytes
 from edgebuild.gguf_shards import cut_gguf, shard_names
-from edgebuild.judging import is_measured
+from edgebuild.judging import is_measured, make_matrix
+from edgebuild.model.importance import ImportanceMatrix
 from edgebuild.model.quantize import quantize
-from edgebuild.model.source import ModelFile, model_digest
+from edgebuild.model.source import ModelFile
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.tar import ModelTar, model_tar
-from edgebuild.plan import ModelOrigin
+from edgebuild.plan import MatrixRecord, ModelOrigin
 from edgebuild.profile import DeviceProfile
 from edgebuild.quality import Quality
 from edgebuild.request import Context, ImageRequest
@@ -122,7 +123,29 @@ def _choose_again(
     return choice
 
 
-def prepare_model(request: ImageRequest, target: str, *, engine: NativeEngine, context: Context) -> ModelFile:
+def obtain_matrix(
+    request: ImageRequest, choices: Mapping[str, Choice], *, engine: NativeEngine, context: Context
+) -> ImportanceMatrix | None:
+    """Return the importance matrix that models are quantised by, computed now if it was not before; None for none.
+
+    Raises:
+        ModelError: It cannot be computed.
+        ToolError: Computing failed.
+    """
+    spec, wanted = request.model.spec, request.importance
+    if wanted is None or all(choice.quantization == spec.quantization for choice in choices.values()):
+        return None
+    return make_matrix(request.model, wanted, engine=engine, context=context)
+
+
+def prepare_model(
+    request: ImageRequest,
+    target: str,
+    *,
+    matrix: ImportanceMatrix | None,
+    engine: NativeEngine,
+    context: Context,
+) -> ModelFile:
     """Make the model what the image is to hold, from the store where that was done before.
 
     Raises:
@@ -134,18 +157,18 @@ def prepare_model(request: ImageRequest, target: str, *, engine: NativeEngine, c
         return model
     here = Platform.of_machine(context.host.machine)
     # What measures the model, or goes into an image for this machine, quantises it too.
-    is_wanted = any(
+    is_wanted = (request.importance is not None and request.importance.matrix is None) or any(
         profile.oci_platform == here or is_measured(request, profile) for profile in request.profiles
     )
     return quantize(
         model,
         target,
-        source_digest=model_digest(model, seals=context.store, progress=context.progress),
         library=lambda: engine.host_library(with_variants=is_wanted).tree,
         library_source=engine.library_source(),
         store=context.store,
         host=context.host,
         progress=context.progress,
+        matrix=matrix,
     )
 
 
@@ -171,7 +194,9 @@ def frame_model(model: ModelFile, *, shard_bytes: int) -> tuple[ModelTar, ...]:
     return tuple(model_tar(content, str(name)) for content, name in zip(contents, names, strict=True))
 
 
-def model_origin(model: ModelFile, target: str, quality: Quality | None) -> ModelOrigin:
+def model_origin(
+    model: ModelFile, target: str, quality: Quality | None, matrix: ImportanceMatrix | None
+) -> ModelOrigin:
     """Tell where the model in the image comes from, and what became of it."""
     is_same = target == model.spec.quantization
     return ModelOrigin(
@@ -179,4 +204,7 @@ def model_origin(model: ModelFile, target: str, quality: Quality | None) -> Mode
         source_quantization=model.spec.quantization,
         quantized_by="" if is_same else f"llama_model_quantize {target}",
         quality=quality,
+        matrix=None
+        if is_same or matrix is None
+        else MatrixRecord(name=matrix.name, digest=matrix.digest, text=matrix.text, chunks=matrix.chunks),
     )

@@ -12,6 +12,7 @@ from edgebuild.choice import Selection, Version, make_selection, make_versions
 from edgebuild.gates import QualityGates
 from edgebuild.host import Host
 from edgebuild.model.evaluation.inputs import EvaluationTasks, EvaluationText
+from edgebuild.model.importance import ImportanceMatrix
 from edgebuild.model.source import ModelFile
 from edgebuild.oci.image import Image
 from edgebuild.oci.index import Index
@@ -62,6 +63,19 @@ class EvaluationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceRequest:
+    """By which importance matrix models are quantised.
+
+    Attributes:
+        matrix: The user's; None computes one.
+        text: Text that it is computed from; None takes one that ships with edgebuild.
+    """
+
+    matrix: ImportanceMatrix | None
+    text: EvaluationText | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRequest:
     """What `edgebuild image` was asked for.
 
@@ -80,6 +94,7 @@ class ImageRequest:
         key: Signs, or None.
         key_name: What the result calls the key: its file's name.
         engine: "auto" or "native".
+        importance: By which importance matrix it is quantised; None by none.
     """
 
     profiles: tuple[DeviceProfile, ...]
@@ -96,14 +111,26 @@ class ImageRequest:
     key: SigningKey | None
     key_name: str
     engine: str
+    importance: ImportanceRequest | None = None
 
     def versions(self) -> Mapping[str, Version]:
         """Describe the model in every type that one of the devices may get; see `make_versions`."""
-        return make_versions(self.model.spec, self.profiles, override=self.quantization)
+        return make_versions(
+            self.model.spec,
+            self.profiles,
+            override=self.quantization,
+            has_matrix=self.importance is not None,
+        )
 
     def selection(self, profile: DeviceProfile, versions: Mapping[str, Version]) -> Selection:
         """Decide what the image for one of the devices holds; see `make_selection`."""
-        return make_selection(self.model.spec, profile, versions=versions, override=self.quantization)
+        return make_selection(
+            self.model.spec,
+            profile,
+            versions=versions,
+            override=self.quantization,
+            has_matrix=self.importance is not None,
+        )
 
     @property
     def reference(self) -> Reference | None:

@@ -143,7 +143,6 @@ class Worker:
         made = quantize(
             self.model,
             name,
-            source_digest=Digest.of(self.model.path.name.encode()),
             library=lambda: self._library,
             library_source=Digest.of(b"library"),
             store=self._store,

@@ -6,10 +6,12 @@ from typing import Any
 import click
 
 from edgebuild.cli.options import Session
+from edgebuild.errors import UsageError
 from edgebuild.gates import QualityGates
 from edgebuild.model.evaluation.evaluate import MOST_TOKENS
 from edgebuild.model.evaluation.inputs import load_tasks, load_text
-from edgebuild.request import EvaluationRequest
+from edgebuild.model.importance import load_matrix
+from edgebuild.request import EvaluationRequest, ImportanceRequest
 
 
 def evaluation_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +38,43 @@ def evaluation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def importance_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--imatrix` and `--calibration`."""
+    for option in (
+        click.option(
+            "--calibration",
+            metavar="FILE",
+            help="Text or chats that --imatrix auto reads. [default: a text that ships with edgebuild]",
+        ),
+        click.option(
+            "--imatrix",
+            metavar="FILE|auto",
+            help="Quantise by this importance matrix of llama.cpp's; auto computes one.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def gather_importance(
+    imatrix: str | None, calibration: str | None, *, session: Session
+) -> ImportanceRequest | None:
+    """Load what the options name.
+
+    Raises:
+        UsageError: A text without `auto`, or one that cannot be read.
+        ModelError: The file is no importance matrix.
+    """
+    if calibration is not None and imatrix != "auto":
+        raise UsageError("--calibration is for --imatrix auto", hint="add --imatrix auto, or leave it out")
+    if imatrix is None:
+        return None
+    if imatrix != "auto":
+        return ImportanceRequest(matrix=load_matrix(session.host.path(imatrix)), text=None)
+    text = None if calibration is None else load_text(session.host.path(calibration))
+    return ImportanceRequest(matrix=None, text=text)
 
 
 def gather_evaluation(

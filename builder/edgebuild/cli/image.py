@@ -9,7 +9,12 @@ import click
 
 from edgebuild.artifacts.store import Store
 from edgebuild.choice import wanted_types
-from edgebuild.cli.evaluation import evaluation_options, gather_evaluation
+from edgebuild.cli.evaluation import (
+    evaluation_options,
+    gather_evaluation,
+    gather_importance,
+    importance_options,
+)
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.passwords import load_key, password_option
 from edgebuild.cli.project import find_project, gather_wishes, project_option
@@ -70,6 +75,7 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
     help="Measure the quantised model; gates do it without being asked.",
 )
 @evaluation_options
+@importance_options
 @click.option(
     "--lock",
     "lock_file",
@@ -108,6 +114,8 @@ def command(
     eval_text: str | None,
     eval_tasks: str | None,
     eval_tokens: int,
+    imatrix: str | None,
+    calibration: str | None,
     lock_file: str,
     locked: bool,
     update_lock: bool,
@@ -169,6 +177,7 @@ def command(
         is_tested=not no_test,
         licence_required=wishes.licence_required,
         evaluation=evaluation,
+        importance=gather_importance(imatrix, calibration, session=session),
         key=signer,
         key_name=Path(key).name if key else "",
         engine=engine,

@@ -3,7 +3,12 @@
 import click
 
 from edgebuild.artifacts.store import Store
-from edgebuild.cli.evaluation import evaluation_options, gather_evaluation
+from edgebuild.cli.evaluation import (
+    evaluation_options,
+    gather_evaluation,
+    gather_importance,
+    importance_options,
+)
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.tables import render_table
 from edgebuild.errors import UsageError
@@ -29,6 +34,7 @@ _SENSELESS = 10.0
     help="Types of weights to quantise to and measure; all are those that need no importance matrix. [default: 16 bit, Q8_0 and the K-quants]",
 )
 @evaluation_options
+@importance_options
 @click.option("--plot", metavar="FILE", help="Draw quality against size: a .png or .svg file (extra `plot`).")
 @click.option(
     "--lock",
@@ -46,6 +52,8 @@ def command(
     eval_text: str | None,
     eval_tasks: str | None,
     eval_tokens: int,
+    imatrix: str | None,
+    calibration: str | None,
     plot: str | None,
     lock_file: str,
 ) -> None:
@@ -54,7 +62,8 @@ def command(
     Perplexity and KL divergence from the original on a text, exact answers to tasks, and size. A model that is not in 16
     bit is measured alone. What was measured once is taken from the store.
     """
-    wanted = _types(types)
+    importance = gather_importance(imatrix, calibration, session=session)
+    wanted = _types(types, has_matrix=importance is not None)
     evaluation = gather_evaluation(
         is_wanted=True,
         text=eval_text,
@@ -81,6 +90,7 @@ def command(
         found,
         wanted,
         measures,
+        importance,
         LockOptions(path=host.path(lock_file), locked=False, update=False, mirrors=()),
         Context(host=host, store=store, progress=session.progress),
     )
@@ -96,19 +106,23 @@ def command(
     )
 
 
-def _types(text: str | None) -> tuple[str, ...]:
+def _types(text: str | None, *, has_matrix: bool) -> tuple[str, ...]:
     """Read `--types`."""
     if text is None:
         return AUTO_QUANTIZATIONS
     if text == "all":
         return tuple(
-            name for name in QUANTIZATIONS if not needs_matrix(name) and quality_loss(name) < _SENSELESS
+            name
+            for name in QUANTIZATIONS
+            if (has_matrix or not needs_matrix(name)) and quality_loss(name) < _SENSELESS
         )
     names = tuple(dict.fromkeys(name.strip().upper() for name in text.split(",") if name.strip()))
     if unknown := [name for name in names if name not in QUANTIZATIONS]:
         raise UsageError(
             f"--types: unknown type {unknown[0]!r}", hint=f"known are {', '.join(QUANTIZATIONS)}"
         )
+    if needy := [name for name in names if needs_matrix(name) and not has_matrix]:
+        raise UsageError(f"--types: {needy[0]} needs an importance matrix", hint="add --imatrix auto or FILE")
     if not names:
         raise UsageError("--types names no type", hint="give e.g. Q4_K_M,Q8_0 or all")
     return names

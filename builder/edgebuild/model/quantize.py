@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from edgebuild.gguf import read_gguf_header
 from edgebuild.gguf_shards import shard_names
 from edgebuild.gguf_types import FILE_TYPES
 from edgebuild.host import Host
-from edgebuild.model.source import ModelFile
+from edgebuild.model.importance import ImportanceMatrix, matrix_file
+from edgebuild.model.source import ModelFile, model_digest
 from edgebuild.model_spec import make_model_spec, quantized_file_name
 from edgebuild.oci.digest import Digest
 from edgebuild.process import run
@@ -26,24 +27,24 @@ def quantize(
     model: ModelFile,
     quantization: str,
     *,
-    source_digest: Digest,
     library: Callable[[], Path],
     library_source: Digest,
     store: Store,
     host: Host,
     progress: Progress,
+    matrix: ImportanceMatrix | None = None,
 ) -> ModelFile:
     """Return the model in another type, from the store when it was made before.
 
     Args:
         model: The 16-bit model.
         quantization: llama.cpp's name of the type, e.g. "Q4_K_M".
-        source_digest: sha256 of the model's file; of several, any digest that is theirs alone.
         library: Gives the folder that holds the package `llama_cpp` for this machine; called only when there is work.
         library_source: sha256 of the source that it is built from.
         store: Keeps the result.
         host: This machine.
         progress: Told how far it is.
+        matrix: Importance of the columns, or None.
 
     Raises:
         ModelError: The library refuses the model or the type.
@@ -52,11 +53,13 @@ def quantize(
     name = quantized_file_name(model.spec.file_name, quantization)
     recipe = {
         "format": 1,
-        "source": str(source_digest),
+        "source": str(model_digest(model, seals=store, progress=progress)),
         "type": quantization,
         "library": str(library_source),
         "name": name,
     }
+    if matrix is not None:
+        recipe["matrix"] = str(matrix.digest)
     key = Digest.of(canonical_json(recipe))
 
     def build(folder: Path) -> None:
@@ -64,8 +67,17 @@ def quantize(
         with (
             progress.task(f"quantise {model.spec.name} to {quantization}") as task,
             _named_for_library(model, store) as first,
+            nullcontext() if matrix is None else matrix_file(matrix, store) as given,
         ):
-            _run_library(first, folder / name, quantization, library=package, host=host, on_line=task.status)
+            _run_library(
+                first,
+                folder / name,
+                quantization,
+                matrix=given,
+                library=package,
+                host=host,
+                on_line=task.status,
+            )
 
     path = store.make("model", key, build) / name
     spec = make_model_spec(read_gguf_header(path), file_name=name)
@@ -93,6 +105,7 @@ def _run_library(
     destination: Path,
     quantization: str,
     *,
+    matrix: Path | None,
     library: Path,
     host: Host,
     on_line: Callable[[str], None],
@@ -109,6 +122,7 @@ def _run_library(
         destination,
         str(_FILE_TYPE_NUMBERS[quantization]),
         str(host.cpu_count),
+        *(() if matrix is None else (matrix,)),
     ]
     done = run(argv, environment=environment, on_line=on_line, check=False)
     if done.returncode == 0:

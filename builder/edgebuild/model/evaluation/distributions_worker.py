@@ -6,41 +6,19 @@ at a time with all cores; what is kept is their logarithms in 16 bit, which lie 
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
+from edgebuild.model.evaluation.ggml_worker import F16, F32, Ggml
 from edgebuild.model.evaluation.statistics_worker import Seen
 from edgeserve.engine.library import Library
 
-_F32, _F16 = 0, 1  # enum ggml_type, ggml.h
 # Arrays of one row that a comparison holds at once: two in 16 bit, eight in 32 bit.
 _BYTES_PER_ENTRY: Final = 36
 _ROOM_BYTES: Final = 64 << 20
 _MOST_ROWS: Final = 64
-# Headers of tensors and of the graph.
-_HEADERS_BYTES: Final = 1 << 20
 # Below any probability that tells anything; ln is -69, where a 32-bit exponential still is a number.
 _LEAST: Final = 1e-30
-
-
-class _InitParams(ctypes.Structure):
-    """`struct ggml_init_params` of ggml.h."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-class _Plan(ctypes.Structure):
-    """`struct ggml_cplan` of ggml-cpu.h."""
-
-    _fields_ = (
-        ("work_size", ctypes.c_size_t),
-        ("work_data", ctypes.c_void_p),
-        ("n_threads", ctypes.c_int),
-        ("threadpool", ctypes.c_void_p),
-        ("abort_callback", ctypes.c_void_p),
-        ("abort_callback_data", ctypes.c_void_p),
-        ("use_ref", ctypes.c_bool),
-    )
 
 
 class Distributions:
@@ -56,24 +34,21 @@ class Distributions:
         """
         self.rows = max(1, min(_MOST_ROWS, _ROOM_BYTES // (_BYTES_PER_ENTRY * vocabulary)))
         self._vocabulary, self._threads = vocabulary, threads
-        self._ggml = ggml = _Ggml(library)
-        self._memory = ggml.init(
-            _InitParams(_BYTES_PER_ENTRY * vocabulary * self.rows + _HEADERS_BYTES, None, no_alloc=False)
-        )
-        memory = self._memory
-        logits = ggml.new_tensor_2d(memory, _F32, vocabulary, self.rows)
-        base = ggml.new_tensor_2d(memory, _F16, vocabulary, self.rows)
+        self._ggml = ggml = Ggml(library)
+        self._memory = memory = ggml.init(_BYTES_PER_ENTRY * vocabulary * self.rows)
+        logits = ggml.new_tensor_2d(memory, F32, vocabulary, self.rows)
+        base = ggml.new_tensor_2d(memory, F16, vocabulary, self.rows)
         probabilities = ggml.soft_max(memory, logits)
         logprobs = ggml.log(memory, ggml.clamp(memory, probabilities, _LEAST, 1.0))
         top = ggml.argmax(memory, logits)
-        packed = ggml.cast(memory, logprobs, _F16)
-        self._look = self._graph(top, logprobs, packed)
+        packed = ggml.cast(memory, logprobs, F16)
+        self._look = ggml.graph(memory, top, logprobs, packed)
         # The base is normalised anew, so that what 16 bit round off counts in the second order only.
-        base_logprobs = ggml.cast(memory, base, _F32)
+        base_logprobs = ggml.cast(memory, base, F32)
         base_probabilities = ggml.soft_max(memory, base_logprobs)
         difference = ggml.sub(memory, base_logprobs, logprobs)
         sums = ggml.sum_rows(memory, ggml.mul(memory, base_probabilities, difference))
-        self._compare = self._graph(top, logprobs, sums)
+        self._compare = ggml.graph(memory, top, logprobs, sums)
         self._logits, self._base, self._packed = (ggml.get_data(item) for item in (logits, base, packed))
         self._logprobs, self._base_logprobs = ggml.get_data(logprobs), ggml.get_data(base_logprobs)
         self._base_probabilities = ggml.get_data(base_probabilities)
@@ -93,7 +68,7 @@ class Distributions:
             came: The token that came after each; as many as there are rows, at most `rows`.
         """
         self._take(logits, len(came))
-        self._run(self._look)
+        self._ggml.compute(self._look, threads=self._threads)
         return self._seen(came)
 
     @property
@@ -118,7 +93,7 @@ class Distributions:
             What each says, and Σ p ln(p/q) in nats, p being the other model's distribution.
         """
         self._take(logits, len(came))
-        self._run(self._compare)
+        self._ggml.compute(self._compare, threads=self._threads)
         found = []
         for row, (seen, top) in enumerate(zip(self._seen(came), base_top, strict=True)):
             # ln Σ exp of the base, by its largest entry, which is the most exact one.
@@ -149,51 +124,3 @@ class Distributions:
 
     def _at(self, address: int, row: int, token: int) -> float:
         return ctypes.c_float.from_address(address + 4 * (row * self._vocabulary + token)).value
-
-    def _graph(self, *results: int) -> int:
-        graph: int = self._ggml.new_graph(self._memory)
-        for result in results:
-            self._ggml.build_forward_expand(graph, result)
-        return graph
-
-    def _run(self, graph: int) -> None:
-        plan = self._ggml.plan(graph, self._threads, None)
-        work = ctypes.create_string_buffer(plan.work_size)
-        plan.work_data = ctypes.addressof(work)
-        if (status := self._ggml.compute(graph, ctypes.byref(plan))) != 0:
-            raise MemoryError(f"ggml could not compute: status {status}")
-
-
-class _Ggml:
-    """The few functions of ggml.h and ggml-cpu.h that are needed, with their types; tensors are addresses."""
-
-    def __init__(self, library: Library) -> None:
-        base = ctypes.CDLL(str(library.directory / "libggml-base.so"))
-        cpu = ctypes.CDLL(str(next(library.directory.glob(f"libggml-cpu-{library.cpu_variant}.so"))))
-        address, number = ctypes.c_void_p, ctypes.c_float
-
-        def declare(
-            name: str, result: Any, *arguments: Any, source: ctypes.CDLL = base
-        ) -> Callable[..., Any]:
-            function = getattr(source, f"ggml_{name}")
-            function.restype, function.argtypes = result, list(arguments)
-            return function  # type: ignore[no-any-return]
-
-        self.init = declare("init", address, _InitParams)
-        self.free = declare("free", None, address)
-        self.new_tensor_2d = declare(
-            "new_tensor_2d", address, address, ctypes.c_int, ctypes.c_int64, ctypes.c_int64
-        )
-        self.soft_max = declare("soft_max", address, address, address)
-        self.clamp = declare("clamp", address, address, address, number, number)
-        self.log = declare("log", address, address, address)
-        self.argmax = declare("argmax", address, address, address)
-        self.cast = declare("cast", address, address, address, ctypes.c_int)
-        self.sub = declare("sub", address, address, address, address)
-        self.mul = declare("mul", address, address, address, address)
-        self.sum_rows = declare("sum_rows", address, address, address)
-        self.get_data = declare("get_data", address, address)
-        self.new_graph = declare("new_graph", address, address)
-        self.build_forward_expand = declare("build_forward_expand", None, address, address)
-        self.plan = declare("graph_plan", _Plan, address, ctypes.c_int, address, source=cpu)
-        self.compute = declare("graph_compute", ctypes.c_int, address, ctypes.POINTER(_Plan), source=cpu)

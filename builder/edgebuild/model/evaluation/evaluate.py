@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgebuild.data import data_path
 from edgebuild.errors import ModelError, StoreError, ToolError
 from edgebuild.host import Host
 from edgebuild.model.evaluation.inputs import EvaluationTasks, EvaluationText
+from edgebuild.model.importance import ImportanceMatrix, load_matrix
 from edgebuild.model.source import ModelFile, model_digest
 from edgebuild.oci.digest import Digest
 from edgebuild.process import run
@@ -22,9 +23,10 @@ from edgebuild.quality import Divergence, Quality, TaskQuality, TextQuality, Wro
 # Tokens of one chunk, as llama.cpp's perplexity tool has it.
 CONTEXT_TOKENS = 512
 MOST_TOKENS = 8192
+CALIBRATION_TOKENS = 131_072
 _WORKER = "edgebuild.model.evaluation.evaluate_worker"
 _KIND = "evaluation"
-_FIGURES = "figures.json"
+_FIGURES, _MATRIX = "figures.json", "matrix.gguf"
 _SHOWN_WRONG = 3
 _PARAMETERS_PER_THREAD = 16_000_000
 _SAME = Divergence(
@@ -87,13 +89,34 @@ class Evaluator:
             tasks=None if tasks is None else self._tasks(model, tasks),
         )
 
+    def collect(self, model: ModelFile, text: EvaluationText) -> ImportanceMatrix:
+        """Compute the importance matrix of a model from a text; from the store what was computed before.
+
+        Args:
+            model: The model, in 16 bit.
+            text: The text.
+
+        Raises:
+            ModelError: The model is of a kind that is not supported, or the text is too short.
+            ToolError: The engine crashed, or memory does not suffice.
+        """
+        what = {"text": str(text.digest), "context_tokens": CONTEXT_TOKENS, "most_tokens": CALIBRATION_TOKENS}
+        asked = _asked(text, CALIBRATION_TOKENS) | {"name": text.name}
+        folder, figures = self._kept(
+            model,
+            "collect",
+            what,
+            lambda folder: asked | {"file": str(folder / _MATRIX)},
+            title=f"importance matrix of {model.spec.name} from {text.name}",
+        )
+        made = load_matrix(folder / _MATRIX, name="auto")
+        return replace(made, text=text.name, chunks=figures["chunks"])
+
     def _text(
         self, model: ModelFile, original: ModelFile | None, text: EvaluationText, most_tokens: int
     ) -> TextQuality:
         what = {"text": str(text.digest), "context_tokens": CONTEXT_TOKENS, "most_tokens": most_tokens}
-        asked = {"most_tokens": most_tokens, "context_tokens": CONTEXT_TOKENS} | (
-            {"chats": text.chats} if text.path is None else {"text": str(text.path)}
-        )
+        asked = _asked(text, most_tokens)
         if original is None:
             figures = self._kept(
                 model, "measure", what, lambda _: asked, title=f"read {text.name} with {model.spec.file_name}"
@@ -200,7 +223,7 @@ class Evaluator:
         if done.returncode == 1:
             raise ModelError(
                 f"{name} cannot be measured: {reason}",
-                hint="try another text (--eval-text FILE), or leave the evaluation out",
+                hint="try another text: --eval-text FILE, or --calibration FILE for an importance matrix",
             )
         if "No space left" in done.stderr:
             raise StoreError(
@@ -210,6 +233,11 @@ class Evaluator:
         raise ToolError(
             f"measuring {name} failed: {reason}", hint="check that memory suffices, then try again"
         )
+
+
+def _asked(text: EvaluationText, most_tokens: int) -> dict[str, Any]:
+    asked: dict[str, Any] = {"most_tokens": most_tokens, "context_tokens": CONTEXT_TOKENS}
+    return asked | ({"chats": text.chats} if text.path is None else {"text": str(text.path)})
 
 
 def _text_quality(

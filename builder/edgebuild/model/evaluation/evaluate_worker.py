@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.model.evaluation.distributions_worker import Distributions
+from edgebuild.model.evaluation.matrix_worker import collect_matrix
 from edgebuild.model.evaluation.statistics_worker import Scored, compared, perplexity
 from edgebuild.model.evaluation.tasks_worker import answer_tasks
 from edgebuild.model.evaluation.text_worker import (
@@ -34,19 +35,26 @@ def _told(text: str) -> None:
     sys.stdout.flush()
 
 
+def _collect(request: dict[str, Any]) -> dict[str, Any]:
+    """Compute an importance matrix."""
+    model, library = _load(request)
+    chunks = _chunks(request, model)
+    entries = collect_matrix(
+        library,
+        model,
+        chunks,
+        file=Path(request["file"]),
+        text=request["name"],
+        threads=request["threads"],
+        told=_told,
+    )
+    return {"entries": entries, "chunks": len(chunks), "tokens": sum(len(chunk.tokens) for chunk in chunks)}
+
+
 def _measure(request: dict[str, Any]) -> dict[str, Any]:
     """Score a text with the original."""
     model, library = _load(request)
-    if "chats" in request:
-        chats = [(prompt, answer) for prompt, answer in request["chats"]]
-        chunks = cut_chats(model, chats, most_tokens=request["most_tokens"])
-    else:
-        chunks = cut_text(
-            model,
-            Path(request["text"]).read_text(encoding="utf-8"),
-            context_tokens=request["context_tokens"],
-            most_tokens=request["most_tokens"],
-        )
+    chunks = _chunks(request, model)
     reader, distributions = _open(request, model, library, chunks)
     folder = request.get("folder")
     scored = measure_reference(
@@ -72,6 +80,18 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             tuple(request["files"]), tasks, threads=request["threads"], log=Log(), told=_told
         )
     }
+
+
+def _chunks(request: dict[str, Any], model: LlamaModel) -> tuple[Chunk, ...]:
+    if "chats" in request:
+        chats = [(prompt, answer) for prompt, answer in request["chats"]]
+        return cut_chats(model, chats, most_tokens=request["most_tokens"])
+    return cut_text(
+        model,
+        Path(request["text"]).read_text(encoding="utf-8"),
+        context_tokens=request["context_tokens"],
+        most_tokens=request["most_tokens"],
+    )
 
 
 def _load(request: dict[str, Any]) -> tuple[LlamaModel, Library]:
@@ -108,7 +128,9 @@ def main() -> int:
     """Do what standard input asks for and return the exit code."""
     request = json.load(sys.stdin)
     try:
-        result = {"measure": _measure, "compare": _compare, "answer": _answer}[request["do"]](request)
+        result = {"measure": _measure, "compare": _compare, "answer": _answer, "collect": _collect}[
+            request["do"]
+        ](request)
     except EngineError as error:
         sys.stderr.write(f"{error}\n")
         return 1

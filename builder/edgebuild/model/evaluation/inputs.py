@@ -11,6 +11,8 @@ from edgebuild.oci.digest import Digest
 
 _MOST_BYTES = 64 << 20
 _DEMO_TASKS = 250
+# Neither the tasks nor the chats that are measured reach so far.
+_DEMO_CALIBRATION = 500
 Pair = tuple[str, str]
 
 
@@ -89,10 +91,23 @@ def default_tasks(*, is_demo: bool) -> EvaluationTasks | None:
     return _tasks(path.name, _pairs(path, _read(path))[:_DEMO_TASKS])
 
 
-def _tasks(name: str, pairs: tuple[Pair, ...]) -> EvaluationTasks:
-    return EvaluationTasks(
-        name=name, digest=Digest.of(canonical_json([list(pair) for pair in pairs])), tasks=pairs
+def default_calibration(*, is_demo: bool) -> EvaluationText:
+    """Return the text that importance matrices are computed from; the demo model's has nothing that it is measured on."""
+    if not is_demo:
+        return default_text(is_demo=False)
+    path = data_path("images") / "demo-model/heldout.jsonl"
+    chats = _pairs(path, _read(path))[_DEMO_CALIBRATION:]
+    return EvaluationText(
+        name=f"{path.name}, from line {_DEMO_CALIBRATION + 1}", digest=_digest(chats), path=None, chats=chats
     )
+
+
+def _tasks(name: str, pairs: tuple[Pair, ...]) -> EvaluationTasks:
+    return EvaluationTasks(name=name, digest=_digest(pairs), tasks=pairs)
+
+
+def _digest(pairs: tuple[Pair, ...]) -> Digest:
+    return Digest.of(canonical_json([list(pair) for pair in pairs]))
 
 
 def _read(path: Path) -> bytes:

@@ -27,6 +27,7 @@ from edgeserve.engine.protocol import EngineError
 # Outputs of one forward pass: their logits are held in 32 bit, of which a large vocabulary makes many.
 _OUTPUTS: Final = 64
 _MOST_BATCH_TOKENS: Final = 512
+_WATCHED_TOKENS: Final = 128
 _LOGPROBS, _INDEX = "logprobs.f16", "reference.json"
 
 
@@ -99,8 +100,23 @@ def cut_chats(model: LlamaModel, chats: Sequence[tuple[str, str]], *, most_token
 class Reader:
     """Reads chunks with one model."""
 
-    def __init__(self, library: Library, model: LlamaModel, *, context_tokens: int, threads: int) -> None:
+    def __init__(
+        self,
+        library: Library,
+        model: LlamaModel,
+        *,
+        context_tokens: int,
+        threads: int,
+        watch: Callable[[int, bool, object], bool] | None = None,
+    ) -> None:
         """Make a context.
+
+        Args:
+            library: llama.cpp.
+            model: The model.
+            context_tokens: Tokens of the longest chunk.
+            threads: Threads that compute.
+            watch: Called for every tensor that is computed; see ggml_backend_sched_eval_callback in ggml-backend.h.
 
         Raises:
             EngineError: llama.cpp refuses, as a rule for want of memory.
@@ -110,6 +126,12 @@ class Reader:
         params.n_ctx, params.n_seq_max = context_tokens, 1
         params.n_batch = params.n_ubatch = min(max(context_tokens, _OUTPUTS), _MOST_BATCH_TOKENS)
         params.n_outputs_max = _OUTPUTS
+        if watch is not None:
+            # All positions have outputs, for the last layers compute only those that do.
+            params.n_batch = params.n_ubatch = params.n_outputs_max = _WATCHED_TOKENS
+            # llama.cpp calls it for as long as the context lives.
+            self._watch = self._api.ggml_backend_sched_eval_callback(watch)
+            params.cb_eval = self._watch
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         library.forget_complaints()
@@ -132,8 +154,7 @@ class Reader:
         Raises:
             EngineError: A forward pass failed.
         """
-        memory = self._api.llama_get_memory(self._context)
-        self._api.llama_memory_clear(memory, True)  # noqa: FBT003 - a C function
+        self._forget()
         tokens, last = chunk.tokens, len(chunk.tokens) - 1
         for start in range(0, chunk.first, self._batch_tokens):
             self._decode(tokens, start, min(start + self._batch_tokens, chunk.first), has_outputs=False)
@@ -146,10 +167,25 @@ class Reader:
                 assert address is not None
                 yield address, list(tokens[some + 1 : min(some + rows, end) + 1])
 
+    def read(self, chunk: Chunk) -> None:
+        """Read one chunk for those who watch.
+
+        Raises:
+            EngineError: A forward pass failed.
+        """
+        self._forget()
+        for start in range(0, len(chunk.tokens), self._batch_tokens):
+            end = min(start + self._batch_tokens, len(chunk.tokens))
+            self._decode(chunk.tokens, start, end, has_outputs=True)
+
     def close(self) -> None:
         """Give the memory back."""
         self._api.llama_batch_free(self._batch)
         self._api.llama_free(self._context)
+
+    def _forget(self) -> None:
+        memory = self._api.llama_get_memory(self._context)
+        self._api.llama_memory_clear(memory, True)  # noqa: FBT003 - a C function
 
     def _decode(self, tokens: Sequence[int], start: int, end: int, *, has_outputs: bool) -> None:
         batch = self._batch

@@ -1,0 +1,107 @@
+"""Importance matrices: computed as llama.cpp computes them, used, recorded, and refused where there is nothing to use them for."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from gguf import GGUFReader
+
+from tests.support.built import Edgebuild, assert_refused
+from tests.support.tiny_gguf import write_tiny_gguf
+
+TEXT = " ".join(
+    f"Robot {number * 31 % 97} sees {number} obstacles, battery {number % 89} %." for number in range(90)
+)
+EPSILON = 1e-5
+
+
+@pytest.fixture
+def ours(edgebuild: Edgebuild, built_lock: Path) -> Edgebuild:
+    """The command, in a folder with the tests' lock and a text."""
+    (edgebuild.folder / "edgebuild.lock").write_bytes(built_lock.read_bytes())
+    (edgebuild.folder / "text.txt").write_text(TEXT, "utf-8")
+    return edgebuild
+
+
+def newest(store: Path, pattern: str) -> Path:
+    return max((store / "v1").glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_sums_are_those_of_the_definition(ours: Edgebuild, built_store: Path) -> None:
+    """Of the first layer they can be told without computing the model: norm of the tokens' embeddings, squared."""
+    model = write_tiny_gguf(ours.folder / "imatrix-tiny.F32.gguf", dtype="f32", context_tokens=256)
+    text = ("--eval-text", "text.txt", "--calibration", "text.txt")
+    document = ours.json("model", "eval", model, "--types", "IQ2_XXS", "--imatrix", "auto", *text)
+    assert [one["quantization"] for one in document["types"]] == ["F32", "IQ2_XXS"]
+    matrix = _tensors(newest(built_store, "evaluation/*/matrix.gguf"))
+    chunks = json.loads(newest(built_store, "evaluation/*/reference.json").read_text("ascii"))["chunks"]
+    tokens = [token for chunk in chunks for token in chunk["tokens"]]
+    weights = _tensors(model)
+    embedded = weights["token_embd.weight"][tokens].astype(np.float64)
+    scale = np.sqrt((embedded**2).mean(axis=1, keepdims=True) + EPSILON)
+    expected = ((embedded / scale * weights["blk.0.attn_norm.weight"]) ** 2).sum(axis=0)
+    for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight"):
+        np.testing.assert_allclose(matrix[f"{name}.in_sum2"].ravel(), expected, rtol=1e-3)
+        assert matrix[f"{name}.counts"].ravel().tolist() == [len(tokens)]
+    layers = {name.split(".")[1] for name in matrix}
+    assert {f"blk.{layer}.ffn_down.weight.in_sum2" for layer in layers} <= set(matrix)
+
+
+def test_recorded_in_the_image(ours: Edgebuild) -> None:
+    build = ("image", "--profile", "x86", "--no-test", "--quantization", "Q3_K_S")
+    plain = ours.json(*build)["images"][0]
+    weighted = ours.json(*build, "--imatrix", "auto", "--output", "weighted")["images"][0]
+    assert weighted["layers"][0]["digest"] != plain["layers"][0]["digest"]
+    card, readme = _card(ours.folder / "weighted", weighted)
+    assert card["source"]["importance_matrix"]["name"] == "auto"
+    assert card["source"]["importance_matrix"]["digest"].startswith("sha256:")
+    assert card["source"]["importance_matrix"]["calibration"] == "heldout.jsonl, from line 501"
+    assert "importance matrix auto" in readme
+    assert _card(ours.folder / "build", plain)[0]["source"]["importance_matrix"] is None
+
+
+def test_a_file_gives_what_auto_gave(ours: Edgebuild, built_store: Path) -> None:
+    options = ("model", "eval", "--types", "Q3_K_S", "--eval-tokens", "1024")
+    auto = ours.json(*options, "--imatrix", "auto")["types"][1]
+    matrices = list((built_store / "v1").glob("evaluation/*/matrix.gguf"))
+    demo = max(
+        (path for path in matrices if "blk.5.attn_q.weight.in_sum2" in _tensors(path)),
+        key=lambda path: path.stat().st_mtime_ns,
+    )
+    given = ours.json(*options, "--imatrix", demo)["types"][1]
+    assert given["text"]["perplexity"] == auto["text"]["perplexity"]
+    assert given["text"]["divergence"] == auto["text"]["divergence"]
+    assert ours.json(*options)["types"][1]["text"]["divergence"] != auto["text"]["divergence"]
+
+
+def test_refused(ours: Edgebuild) -> None:
+    (ours.folder / "matrix.dat").write_bytes(b"no matrix at all")
+    image = ("image", "--profile", "x86", "--no-test")
+    cases: tuple[tuple[tuple[str, ...], int, str], ...] = (
+        ((*image, "--imatrix", "nowhere.dat"), 4, "nowhere.dat"),
+        ((*image, "--imatrix", "matrix.dat"), 4, "matrix.dat"),
+        ((*image, "--calibration", "text.txt"), 2, "--imatrix auto"),
+        ((*image, "--quantization", "IQ2_XS"), 4, "importance matrix"),
+        (("model", "eval", "--types", "IQ2_XS"), 2, "IQ2_XS"),
+    )
+    for options, code, part in cases:
+        assert_refused(ours.run(*options, check=False), code, part)
+    assert not (ours.folder / "build").exists()
+
+
+def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    return {tensor.name: np.array(tensor.data) for tensor in GGUFReader(path).tensors}
+
+
+def _card(layout: Path, image: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    blob = layout / "blobs" / image["layers"][-1]["digest"].replace(":", "/")
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(blob.read_bytes()))) as archive:
+        card = json.load(archive.extractfile("etc/edgebuild/model.json") or io.BytesIO())
+        readme = (archive.extractfile("etc/edgebuild/README.md") or io.BytesIO()).read().decode()
+    return card, readme
