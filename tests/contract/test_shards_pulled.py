@@ -3,6 +3,7 @@
 What a client keeps of a pull that fails for good is its own affair: Docker 20.10 drops all of it.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,17 @@ def test_skopeo_goes_on_with_the_shard_that_broke(skopeo: Tool, pushed: Pushed, 
     again = pushed.fetched(before)
     assert again[BROKEN] == pushed.whole(BROKEN)
     assert all(again[number] == [] for number in complete)
+
+
+def test_an_archive_brings_every_shard(
+    dockerd: DockerDaemon, layout: tuple[Path, dict[str, Any]], built_store: Path, tmp_path: Path
+) -> None:
+    path, image = layout
+    make_edgebuild(tmp_path, built_store).run("archive", path, "--output", "shards.tar")
+    told = dockerd.docker("load", "--input", tmp_path / "shards.tar").stdout
+    name = told.split("Loaded image: ")[1].strip()
+    try:
+        seen = json.loads(dockerd.docker("image", "inspect", name).stdout)[0]
+        assert seen["RootFS"]["Layers"] == [layer["diff_id"] for layer in image["layers"]]
+    finally:
+        dockerd.docker("image", "rm", "--force", name, check=False)
