@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ TEXT = " ".join(
     f"Robot {number * 31 % 97} sees {number} obstacles, battery {number % 89} %." for number in range(90)
 )
 EPSILON = 1e-5
+# Of no other model in the store that all tests share.
+CHUNK_TOKENS = 192
 
 
 @pytest.fixture
@@ -29,19 +32,14 @@ def ours(edgebuild: Edgebuild, built_lock: Path) -> Edgebuild:
     return edgebuild
 
 
-def newest(store: Path, pattern: str) -> Path:
-    return max((store / "v1").glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-
-
 def test_sums_are_those_of_the_definition(ours: Edgebuild, built_store: Path) -> None:
     """Of the first layer they can be told without computing the model: norm of the tokens' embeddings, squared."""
-    model = write_tiny_gguf(ours.folder / "imatrix-tiny.F32.gguf", dtype="f32", context_tokens=256)
+    model = write_tiny_gguf(ours.folder / "imatrix-tiny.F32.gguf", dtype="f32", context_tokens=CHUNK_TOKENS)
     text = ("--eval-text", "text.txt", "--calibration", "text.txt")
     document = ours.json("model", "eval", model, "--types", "IQ2_XXS", "--imatrix", "auto", *text)
     assert [one["quantization"] for one in document["types"]] == ["F32", "IQ2_XXS"]
-    matrix = _tensors(newest(built_store, "evaluation/*/matrix.gguf"))
-    chunks = json.loads(newest(built_store, "evaluation/*/reference.json").read_text("ascii"))["chunks"]
-    tokens = [token for chunk in chunks for token in chunk["tokens"]]
+    matrix = _tensors(_matrix(built_store, lambda reader: _chunk_size(reader) == CHUNK_TOKENS))
+    tokens = _tokens(built_store)
     weights = _tensors(model)
     embedded = weights["token_embd.weight"][tokens].astype(np.float64)
     scale = np.sqrt((embedded**2).mean(axis=1, keepdims=True) + EPSILON)
@@ -69,11 +67,7 @@ def test_recorded_in_the_image(ours: Edgebuild) -> None:
 def test_a_file_gives_what_auto_gave(ours: Edgebuild, built_store: Path) -> None:
     options = ("model", "eval", "--types", "Q3_K_S", "--eval-tokens", "1024")
     auto = ours.json(*options, "--imatrix", "auto")["types"][1]
-    matrices = list((built_store / "v1").glob("evaluation/*/matrix.gguf"))
-    demo = max(
-        (path for path in matrices if "blk.5.attn_q.weight.in_sum2" in _tensors(path)),
-        key=lambda path: path.stat().st_mtime_ns,
-    )
+    demo = _matrix(built_store, lambda reader: any(t.name.startswith("blk.5.") for t in reader.tensors))
     given = ours.json(*options, "--imatrix", demo)["types"][1]
     assert given["text"]["perplexity"] == auto["text"]["perplexity"]
     assert given["text"]["divergence"] == auto["text"]["divergence"]
@@ -93,6 +87,25 @@ def test_refused(ours: Edgebuild) -> None:
     for options, code, part in cases:
         assert_refused(ours.run(*options, check=False), code, part)
     assert not (ours.folder / "build").exists()
+
+
+def _matrix(store: Path, is_it: Callable[[GGUFReader], bool]) -> Path:
+    found = [path for path in (store / "v1/evaluation").glob("*/matrix.gguf") if is_it(GGUFReader(path))]
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+
+def _chunk_size(reader: GGUFReader) -> int:
+    return int(reader.fields["imatrix.chunk_size"].contents())
+
+
+def _tokens(store: Path) -> list[int]:
+    """Find the text's tokens as they were read for the perplexity."""
+    found = [
+        (path.stat().st_mtime_ns, [token for chunk in chunks for token in chunk["tokens"]])
+        for path in (store / "v1/evaluation").glob("*/reference.json")
+        if len((chunks := json.loads(path.read_text("ascii"))["chunks"])[0]["tokens"]) == CHUNK_TOKENS
+    ]
+    return max(found)[1]
 
 
 def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
