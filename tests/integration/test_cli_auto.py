@@ -86,7 +86,7 @@ def test_the_image_holds_what_was_chosen(
 
 
 def test_what_cannot_fit_is_refused_with_what_came_nearest(edgebuild: Edgebuild, demo_model: Path) -> None:
-    write_profile(edgebuild.folder, 60 << 20)
+    write_profile(edgebuild.folder, 30 << 20)
     said = "candidates fits; the nearest, Q2_K with a cache of q8_0 for 512 tokens"
     argv = ("--profile", "./tight.yaml", "--model", demo_model)
     assert_refused(edgebuild.run("image", *argv, check=False), 4, said)
