@@ -10,6 +10,10 @@ _CHECKOUT = Path(__file__).parents[2]
 
 
 def data_path(name: str) -> Path:
-    """Return the absolute path of a packaged folder: "profiles", "templates", "images", "evaluation" or "docs/monitoring"."""
+    """Return the absolute path of a packaged folder.
+
+    Args:
+        name: "profiles", "templates", "images", "evaluation", "docs/monitoring", or "builder", which holds edgetorch.
+    """
     packaged = _PACKAGED / name
     return packaged if packaged.is_dir() else _CHECKOUT / name

@@ -58,8 +58,12 @@ ORDER_INSIDE = (
     ("plan", "contents"),
     ("errors", "data"),
 )
-# edgeserve and edgebuild meet in runtime.json alone; edgeverify serves both and knows neither.
-STANDALONE = {"edgeserve": ROOT / "images/server/edgeserve", "edgeverify": ROOT / "images/verify/edgeverify"}
+# edgeserve and edgebuild meet in runtime.json alone; edgeverify serves both and knows neither; edgetorch runs in another Python.
+STANDALONE = {
+    "edgeserve": ROOT / "images/server/edgeserve",
+    "edgeverify": ROOT / "images/verify/edgeverify",
+    "edgetorch": ROOT / "builder/edgetorch",
+}
 
 
 def modules(folder: Path) -> Iterator[Path]:
@@ -101,12 +105,24 @@ def test_imports_go_down_only() -> None:
 
 
 @pytest.mark.parametrize("name", STANDALONE)
-def test_what_runs_on_the_device_knows_nothing_of_the_builder(name: str) -> None:
+def test_what_runs_elsewhere_knows_nothing_of_the_builder(name: str) -> None:
     faults = [
         f"{path}:{line}: {module}"
         for path in modules(STANDALONE[name])
         for line, module in imported(path)
         if module.startswith("edgebuild")
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_edgebuild_does_without_torch() -> None:
+    foreign = {"torch", "transformers", "safetensors", "edgetorch"}
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}: {module}"
+        for path in modules(PACKAGE)
+        if not path.name.endswith("_worker.py")
+        for line, module in imported(path)
+        if module.split(".")[0] in foreign
     ]
     assert not faults, "\n".join(faults)
 

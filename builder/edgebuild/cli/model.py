@@ -6,6 +6,8 @@ from edgebuild.cli.lazy import LazyGroup
 
 _COMMANDS = {
     "eval": ("edgebuild.cli.model_eval", "Measure what each type of weights makes of a model."),
+    "prune": ("edgebuild.cli.model_prune", "Leave out the layers of a checkpoint that matter least."),
+    "distill": ("edgebuild.cli.model_distill", "Train a small checkpoint on a large one's answers."),
     "setup": (
         "edgebuild.cli.model_setup",
         "Set up torch and transformers, which converting checkpoints needs.",
