@@ -154,7 +154,7 @@ def _auto_quantizations(model: ModelSpec, profile: DeviceProfile, *, has_matrix:
     if not profile.auto.quantizations and model.quantization != "F32":
         # A model in 16 bit is taken as it is, of whichever of the two kinds.
         named = tuple(model.quantization if name == "F16" else name for name in named)
-    possible = tuple(name for name in named if has_matrix or not needs_matrix(name))
+    possible = tuple(name for name in dict.fromkeys(named) if has_matrix or not needs_matrix(name))
     if not possible:
         raise PlanError(
             f"{profile.name}: all of auto.quantizations ({', '.join(named)}) need an importance matrix",
@@ -254,7 +254,7 @@ def verify_selection(selection: Selection, *, model_name: str) -> Choice:
 
 def _choices(model: ModelSpec, profile: DeviceProfile) -> Iterator[Choice]:
     for context in _contexts(model, profile):
-        for kv_type in profile.auto.kv_types or (profile.tuning.kv_type,):
+        for kv_type in dict.fromkeys(profile.auto.kv_types or (profile.tuning.kv_type,)):
             yield Choice(quantization=model.quantization, kv_type=kv_type, context_tokens=context)
 
 

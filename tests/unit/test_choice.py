@@ -125,6 +125,12 @@ def test_context_is_halved_down_to_the_least() -> None:
     assert chosen(device(8 << 30, auto), short).context_tokens == 256
 
 
+def test_what_is_named_twice_counts_once() -> None:
+    twice = Auto(quantizations=("Q8_0", "Q4_K_M", "Q8_0"), kv_types=("f16", "f16"))
+    asked = [one.choice for one in select(device(8 << 30, twice)).candidates if one.is_asked_for]
+    assert [choice.quantization for choice in asked] == ["Q8_0", "Q4_K_M"]
+
+
 def test_a_plain_profile_keeps_its_cache_and_context() -> None:
     selection = select(device(900 * MIB))
     assert {(one.choice.kv_type, one.choice.context_tokens) for one in selection.candidates} == {
