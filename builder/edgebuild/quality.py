@@ -1,6 +1,6 @@
 """How good a model is, measured: values, what labels and documents say of them, and what keeps an image from being built. Pure.
 
-Figures depend a little on the processor that measured them, so that what goes into an image is rounded to three digits.
+Figures depend a little on the processor that measured them, so that what goes into an image is rounded.
 """
 
 from collections.abc import Iterator
@@ -170,7 +170,7 @@ def quality_labels(quality: Quality | None) -> dict[str, str]:
     labels = {}
     if (text := quality.text) is not None:
         labels["dev.edgebuild.quality.text"] = text.text
-        labels["dev.edgebuild.quality.perplexity"] = figure(text.perplexity)
+        labels["dev.edgebuild.quality.perplexity"] = _perplexity(text.perplexity)
         if (divergence := text.divergence) is not None:
             labels["dev.edgebuild.quality.perplexity_ratio"] = _ratio(divergence.perplexity_ratio)
             labels["dev.edgebuild.quality.kl_divergence"] = figure(divergence.mean)
@@ -194,7 +194,7 @@ def quality_card(quality: Quality | None) -> dict[str, Any] | None:
             "name": text.text,
             "digest": text.digest,
             "scored_tokens": text.scored_tokens,
-            "perplexity": figure(text.perplexity),
+            "perplexity": _perplexity(text.perplexity),
             "perplexity_ratio": None if divergence is None else _ratio(divergence.perplexity_ratio),
             "kl_divergence": None if divergence is None else figure(divergence.mean),
             "kl_divergence_99": None if divergence is None else figure(divergence.percentile_99),
@@ -261,7 +261,7 @@ def quality_lines(quality: Quality | None) -> tuple[str, ...]:
         return ("not measured",)
     lines = []
     if (text := quality.text) is not None:
-        line = f"perplexity {figure(text.perplexity)} on {text.text} ({text.scored_tokens} tokens)"
+        line = f"perplexity {_perplexity(text.perplexity)} on {text.text} ({text.scored_tokens} tokens)"
         if (divergence := text.divergence) is not None:
             line += (
                 f", {_ratio(divergence.perplexity_ratio)} times the original's; KL divergence {figure(divergence.mean)}"
@@ -302,6 +302,11 @@ def _row(quality: Quality) -> tuple[str, ...]:
         ),
         "–" if tasks is None else f"{100 * tasks.share:.1f} %",
     )
+
+
+def _perplexity(value: float) -> str:
+    """Write a perplexity with a digit more, since it may be just above one."""
+    return f"{value:.3f}" if value < 10 else figure(value)
 
 
 def _ratio(value: float) -> str:

@@ -12,6 +12,8 @@ from edgebuild.quality import Quality
 ENDINGS = (".png", ".svg")
 # Below this the divergence is rounding; a logarithmic axis needs an end.
 _LEAST_NATS = 1e-6
+# Sizes nearer to one another than by these factors would be written over one another.
+_TICKS_APART, _NAMES_APART = 1.12, 1.06
 
 
 def verify_plottable(path: Path) -> None:
@@ -55,6 +57,9 @@ def write_plot(path: Path, name: str, qualities: Sequence[Quality]) -> None:
     if has_tasks:
         _draw_tasks(axes[1], qualities)
     axes[-1].set_xlabel("size of the file, MB")
+    axes[-1].set_xticks(_apart([quality.file_bytes / 1e6 for quality in qualities], _TICKS_APART))
+    axes[-1].set_xticks([], minor=True)
+    axes[-1].xaxis.set_major_formatter(lambda size, _: f"{size:.3g}")
     picture = BytesIO()
     # Nothing of the moment and no random names, so that the same figures give the same picture.
     with mpl.rc_context({"svg.hashsalt": "edgebuild", "svg.fonttype": "none"}):
@@ -70,15 +75,25 @@ def write_plot(path: Path, name: str, qualities: Sequence[Quality]) -> None:
         raise ToolError(f"{path}: cannot be written: {error.strerror}", hint="check the folder") from error
 
 
+def _apart(sizes: Sequence[float], factor: float) -> list[float]:
+    """Pick sizes of which each is larger than the one before by a factor at least."""
+    found: list[float] = []
+    for size in sorted(sizes):
+        if not found or size >= factor * found[-1]:
+            found.append(size)
+    return found
+
+
 def _draw_divergence(axes: Any, qualities: Sequence[Quality]) -> None:
     points = [
         (quality.file_bytes / 1e6, max(text.divergence.mean, _LEAST_NATS), quality.quantization)
         for quality in qualities
-        if (text := quality.text) is not None and text.divergence is not None
+        # The original's is zero, which a logarithmic axis has no place for.
+        if (text := quality.text) is not None and text.divergence is not None and text.divergence.mean > 0
     ]
     axes.set_yscale("log")
     axes.set_ylabel("KL divergence from the original, nats\n(lower is better)")
-    _draw(axes, points, marker="o")
+    _draw(axes, points, marker="o", worse=1)
 
 
 def _draw_tasks(axes: Any, qualities: Sequence[Quality]) -> None:
@@ -88,18 +103,38 @@ def _draw_tasks(axes: Any, qualities: Sequence[Quality]) -> None:
         if quality.tasks is not None
     ]
     axes.set_ylabel("exact answers, %\n(higher is better)")
-    _draw(axes, points, marker="s")
+    _draw(axes, points, marker="s", worse=-1)
 
 
-def _draw(axes: Any, points: Sequence[tuple[float, float, str]], *, marker: str) -> None:
+def _draw(axes: Any, points: Sequence[tuple[float, float, str]], *, marker: str, worse: int) -> None:
+    """Draw points, and a line through those that no other beats in both size and quality.
+
+    Args:
+        axes: Where.
+        points: Size, figure and name of each.
+        marker: matplotlib's name of their form.
+        worse: 1 where a larger figure is worse, -1 where a smaller one is.
+    """
     ordered = sorted(points)
-    axes.plot([x for x, _, _ in ordered], [y for _, y, _ in ordered], linestyle=":", linewidth=1, color="0.6")
-    axes.plot([x for x, _, _ in ordered], [y for _, y, _ in ordered], linestyle="", marker=marker)
-    # Neighbours are alike in size; their names go above and below in turn.
-    for number, (x, y, label) in enumerate(ordered):
-        place, alignment = ((0, 7), "bottom") if number % 2 else ((0, -7), "top")
+    best = [
+        (x, y)
+        for number, (x, y, _) in enumerate(ordered)
+        if all(worse * y < worse * other for _, other, _ in ordered[:number])
+    ]
+    axes.plot([x for x, _ in best], [y for _, y in best], linestyle="-", linewidth=1, color="0.7", zorder=1)
+    axes.scatter([x for x, _, _ in ordered], [y for _, y, _ in ordered], marker=marker, s=24, zorder=2)
+    above = set(_apart([x for x, _, _ in ordered], _NAMES_APART))
+    for x, y, label in ordered:
+        place, rotation, alignment = ((3, 4), 45, "bottom") if x in above else ((3, -4), -45, "top")
         axes.annotate(
-            label, (x, y), xytext=place, textcoords="offset points", ha="center", va=alignment, fontsize=8
+            label,
+            (x, y),
+            xytext=place,
+            textcoords="offset points",
+            rotation=rotation,
+            va=alignment,
+            fontsize=8,
         )
-    axes.margins(x=0.06, y=0.15)
+    axes.set_xscale("log")
+    axes.margins(x=0.08, y=0.25)
     axes.grid(visible=True, which="major", linewidth=0.4)
