@@ -23,6 +23,7 @@ from edgeserve.access.watched import AccessError, refresh_forever
 from edgeserve.accounts import Accounts
 from edgeserve.audit.errors import AuditError
 from edgeserve.engine.protocol import Engine
+from edgeserve.heap import bound_heap
 from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, allow_files, listen, make_server
@@ -249,7 +250,9 @@ class Service:
         self._log_access()
 
     def _allow_files(self) -> None:
-        connections = self._runtime.server.limits.connections
+        settings = self._runtime.server
+        # Each interface may have so many.
+        connections = settings.limits.connections * (2 if settings.grpc.enabled else 1)
         missing = allow_files(connections)
         if missing:
             self._log.warning(
@@ -293,6 +296,7 @@ def serve(runtime: Runtime) -> int:
     """
     log = Log()
     bridge_logging(log)
+    bound_heap()
     try:
         # Before the preflight, which may read a model of gigabytes.
         access = open_access(runtime.server.access, log)

@@ -15,9 +15,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgeserve.access.door import Door
-from edgeserve.errors import ApiError, invalid
+from edgeserve.errors import NO_RETRY, ApiError, invalid
 from edgeserve.grpc.credentials import certified_by
 from edgeserve.grpc.status import status_code, trailing_metadata
+from edgeserve.heap import Sweeper
 from edgeserve.log import Log, described
 from edgeserve.records import Observer, Record
 
@@ -25,6 +26,9 @@ from edgeserve.records import Observer, Record
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+# Calls at once beyond slots and queue: probes, watchers, those that are refused. Watchers stay, so they may not take all.
+_MOST_OTHERS: Final = 32
+OTHER_CALLS: Final = 2 * _MOST_OTHERS
 # For a status to reach a client that reads slowly.
 _LAST_STATUS_S: Final = 2.0
 
@@ -48,6 +52,7 @@ class Gate(grpc.aio.ServerInterceptor):
         awaited: str,
         open_to_all: Collection[str],
         door: Door,
+        upload_s: float,
         log: Log,
         observers: Sequence[Observer],
     ) -> None:
@@ -57,15 +62,18 @@ class Gate(grpc.aio.ServerInterceptor):
             awaited: Name of the service whose calls a stop waits for; the others are streams that stay open for good.
             open_to_all: Methods that need neither key nor certificate.
             door: Says who asks.
+            upload_s: How long the message of a call may take to come.
             log: Told of faults of ours.
             observers: Hear of every call.
         """
         self._awaited = f"/{awaited}/"
         self._open_to_all = frozenset(open_to_all)
         self._door = door
+        self._upload_s = upload_s
+        self._sweeper = Sweeper()
         self._log = log
         self._observers = tuple(observers)
-        self._running = 0
+        self._running = self._others = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -89,19 +97,20 @@ class Gate(grpc.aio.ServerInterceptor):
         function: Any = handler.unary_unary
         parse = handler.request_deserializer
 
-        async def answer(data: bytes, context: Context) -> Any:
+        async def answer(_messages: object, context: Context) -> Any:
             async with self._call(method, context):
-                return await function(_parsed(parse, data), context)
+                return await function(await self._read(parse, context), context)
 
-        return grpc.unary_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
     def _streaming(self, handler: Handler, method: str) -> Handler:
         function: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        parse = None if handler.request_streaming else handler.request_deserializer
+        is_stream = handler.request_streaming
 
-        async def answer(request: Any, context: Context) -> None:
+        async def answer(messages: Any, context: Context) -> None:
             async with self._call(method, context):
-                answers = function(_parsed(parse, request), context)
+                request = messages if is_stream else await self._read(handler.request_deserializer, context)
+                answers = function(request, context)
                 if not inspect.isasyncgen(answers):
                     await answers
                     return
@@ -109,13 +118,38 @@ class Gate(grpc.aio.ServerInterceptor):
                     async for one in answers:
                         await context.write(one)
 
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                answer,
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_stream_rpc_method_handler(answer, None, handler.response_serializer)
+        parse = handler.request_deserializer if is_stream else None
+        return grpc.stream_stream_rpc_method_handler(answer, parse, handler.response_serializer)
+
+    async def _read(self, parse: Callable[[bytes], Any] | None, context: Context) -> Any:
+        """Read the only message of a call, within its time.
+
+        On the wire it is a stream that ends after the first. gRPC itself would wait for it for good, and such calls count
+        among those that may run at once. It would also take what cannot be parsed for a fault of the server.
+
+        Raises:
+            ApiError: It does not come, or is none.
+        """
+        try:
+            async with asyncio.timeout(self._upload_s):
+                data: Any = await context.read()
+        except TimeoutError:
+            message = f"The message did not arrive within {self._upload_s:.0f} s."
+            raise ApiError(408, message, code="body_timeout", headers=NO_RETRY) from None
+        if data is grpc.aio.EOF:
+            raise _no_message()
+        self._sweeper.after(len(data))
+        try:
+            return data if parse is None else parse(data)
+        except DecodeError as error:
+            raise _no_message() from error
+
+    def _check_room(self) -> None:
+        """Refuse one more health check, watcher or reflection than there may be."""
+        if self._others > _MOST_OTHERS:
+            message = "Too many health checks and reflections at once."
+            headers = {"retry-after": "1"}
+            raise ApiError(429, message, kind="rate_limit_error", code="busy", headers=headers)
 
     @asynccontextmanager
     async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
@@ -125,7 +159,11 @@ class Gate(grpc.aio.ServerInterceptor):
         if is_awaited:
             self._running += 1
             self._idle.clear()
+        else:
+            self._others += 1
         try:
+            if not is_awaited:
+                self._check_room()
             if method not in self._open_to_all:
                 record.client = self._door.admit(
                     certified=certified_by(context.auth_context()),
@@ -152,6 +190,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._running -= 1
                 if self._running == 0:
                     self._idle.set()
+            else:
+                self._others -= 1
             record.seconds = time.monotonic() - record.started
             for observer in self._observers:
                 observer.on_request(record)
@@ -178,14 +218,8 @@ async def _refuse(context: Context, error: ApiError) -> NoReturn:
         raise asyncio.CancelledError from None
 
 
-def _parsed(parse: Callable[[bytes], Any] | None, data: Any) -> Any:
-    """Parse here and not in gRPC, which takes what cannot be parsed for a fault of the server."""
-    try:
-        return data if parse is None else parse(data)
-    except DecodeError as error:
-        raise invalid(
-            "The request is not the message that this method takes.", None, code="invalid_message"
-        ) from error
+def _no_message() -> ApiError:
+    return invalid("The request is not the message that this method takes.", None, code="invalid_message")
 
 
 async def _no_method(_request: object, _context: Context) -> NoReturn:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from edgeserve.access.opening import Access
 from edgeserve.grpc import PROBES
 from edgeserve.grpc.credentials import make_credentials
-from edgeserve.grpc.gate import Gate
+from edgeserve.grpc.gate import OTHER_CALLS, Gate
 from edgeserve.grpc.health import Health
 from edgeserve.grpc.service import SERVICE, Inference
 from edgeserve.log import Log
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from edgeserve.generate import Generator
 
 _HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-# Calls at once beyond slots and queue: probes, watchers, those that are refused.
-_OTHER_CALLS: Final = 64
 _OPTIONS: Final = (
     # Else a second server on the same port would share it silently.
     ("grpc.so_reuseport", 0),
@@ -35,6 +33,8 @@ _OPTIONS: Final = (
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_metadata_size", 8192),
     ("grpc.absolute_max_metadata_size", 16384),
+    # A window of 64 KiB: with one that grows, gRPC holds megabytes of what nobody reads for each client that sends on and on.
+    ("grpc.http2.bdp_probe", 0),
     # Slow and idle clients; one that vanished is found within a minute, and its slot is free again.
     ("grpc.max_connection_idle_ms", 300_000),
     # A connection goes on with the certificate that it was opened with.
@@ -61,14 +61,23 @@ class GrpcServer:
         self._tls = access.tls
         self._inference = Inference(runtime, scheduler)
         self._health = Health((SERVICE,))
-        self._gate = Gate(awaited=SERVICE, open_to_all=PROBES, door=access.door, log=log, observers=observers)
         limits = runtime.server.limits
-        most = runtime.engine.slots + limits.queue + _OTHER_CALLS
+        self._gate = Gate(
+            awaited=SERVICE,
+            open_to_all=PROBES,
+            door=access.door,
+            upload_s=min(limits.body_s, limits.request_s),
+            log=log,
+            observers=observers,
+        )
+        most = runtime.engine.slots + limits.queue + OTHER_CALLS
         self._server = grpc.aio.server(
             interceptors=(self._gate,),
             options=(
                 *_OPTIONS,
                 ("grpc.server_handshake_timeout_ms", limits.header_s * 1000),
+                # One more is closed as soon as it is accepted. Unbounded they would take HTTP's files.
+                ("grpc.max_allowed_incoming_connections", limits.connections),
                 ("grpc.max_connection_age_grace_ms", limits.request_s * 1000),
                 ("grpc.max_receive_message_length", limits.body_bytes),
                 ("grpc.max_concurrent_streams", most),

@@ -1,0 +1,47 @@
+"""Memory that large requests leave behind: given back to the system as soon as may be."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+from typing import Final
+
+# mallopt(3), malloc.h of glibc.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Above what llama.cpp takes and gives back for every token: 12 bytes for each of the vocabulary.
+_LARGE_BLOCK_BYTES: Final = 4 << 20
+# The default bound of bodies: whoever leaves it as it is never pays for this.
+_LARGE_REQUEST_BYTES: Final = 1 << 20
+_SOON_S: Final = 0.5
+
+
+def bound_heap() -> None:
+    """Have the C library map large blocks, and give them back when they are free.
+
+    By itself it raises both thresholds to the largest block that was ever given back, up to 32 MiB and twice that, and the
+    memory of one large request stays with the process.
+    """
+    library = ctypes.CDLL(None)
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        library.mallopt(parameter, _LARGE_BLOCK_BYTES)
+
+
+class Sweeper:
+    """Collects garbage soon after a large request.
+
+    A refusal and the calls that it came through refer to each other, and these to the request: the collector, which looks at
+    what is old only when much is new, would let that lie for hours. For the event loop.
+    """
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+
+    def after(self, size_bytes: int) -> None:
+        """Hear of a request of so many bytes."""
+        if size_bytes > _LARGE_REQUEST_BYTES and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        gc.collect()
