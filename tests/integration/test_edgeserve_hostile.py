@@ -332,7 +332,7 @@ def test_a_busy_connection_is_not_cut_off(target: Target) -> None:
             part = connection.recv(65536)
             assert part
             seen += part
-    assert seen.count(b"data: ") > 10
+    assert seen.count(b"data: ") > 5
 
 
 def _client_hello() -> bytes:

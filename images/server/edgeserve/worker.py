@@ -30,7 +30,7 @@ from edgeserve.transcript import Transcript
 _WARM_UP: Final = "warm-up"
 # Tokens that come within this time go to the event loop together: waking it for each would cost a small model, on a device
 # whose cores all compute, several of a hundred tokens per second, and nobody reads that fast.
-_TOGETHER_S: Final = 0.010
+_TOGETHER_S: Final = 0.025
 
 
 class Job:
