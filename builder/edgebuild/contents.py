@@ -205,4 +205,5 @@ def _grpc_line(plan: BuildPlan) -> str:
 
 def _source_line(plan: BuildPlan) -> str:
     source = plan.origin.source
-    return source.reference + (f", sha256:{source.sha256}" if source.sha256 else "")
+    converted = f", converted by {source.conversion.by}" if source.conversion else ""
+    return source.reference + (f", sha256:{source.sha256}" if source.sha256 else "") + converted

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgebuild import __version__
 from edgebuild.choice import Choice
@@ -40,6 +41,25 @@ _PYTHON = "/usr/bin/python3.13"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """How a checkpoint became a GGUF file.
+
+    Attributes:
+        by: Program and release, e.g. "convert_hf_to_gguf.py of llama-cpp-python 0.3.36".
+        quantization: How the checkpoint's weights were quantised already, e.g. "gptq", or "".
+        files: Names of the checkpoint's files with their digests, sorted.
+    """
+
+    by: str
+    quantization: str
+    files: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the JSON object of model.json and `--json`."""
+        return {"by": self.by, "quantization": self.quantization or None, "files": dict(self.files)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """Where a model was taken from. It goes into images: no folders of this machine and no secrets.
 
@@ -51,6 +71,7 @@ class ModelSource:
         sha256: Hash of the file as the source gave it, or ""; of several, "".
         licence: As the source states it, or "".
         files: Of a model in several files, name and hash of each, in order; else empty.
+        conversion: How it was made of what lies there, or None when it lies there as it is.
     """
 
     kind: str
@@ -60,18 +81,24 @@ class ModelSource:
     sha256: str = ""
     licence: str = ""
     files: tuple[tuple[str, str], ...] = ()
+    conversion: Conversion | None = None
 
-    def to_json(self) -> dict[str, object]:
-        """Give the JSON object of model.json and `--json`; what is not known is null. Only several files are listed."""
+    def to_json(self) -> dict[str, Any]:
+        """Give the JSON object of model.json and `--json`; what is not known is null. Only several files and a conversion are listed."""
         files = [{"file": file, "digest": _digest_text(sha256)} for file, sha256 in self.files]
-        return {
-            "kind": self.kind,
-            "reference": self.reference,
-            "revision": self.revision or None,
-            "file": self.file,
-            "digest": _digest_text(self.sha256),
-            "licence": self.licence or None,
-        } | ({"files": files} if files else {})
+        converted = {"converted": self.conversion.to_json()} if self.conversion else {}
+        return (
+            {
+                "kind": self.kind,
+                "reference": self.reference,
+                "revision": self.revision or None,
+                "file": self.file,
+                "digest": _digest_text(self.sha256),
+                "licence": self.licence or None,
+            }
+            | ({"files": files} if files else {})
+            | converted
+        )
 
 
 def _digest_text(sha256: str) -> str | None:

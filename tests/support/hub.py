@@ -63,6 +63,9 @@ class LoopbackHub:
                     listing, content_type="application/json", token=token
                 )
         for name, data in files.items():
+            if name in in_git:
+                self.server.pages[f"/{repository}/resolve/{commit}/{name}"] = Page(data, token=token)
+                continue
             place = f"/{hashlib.sha256(data).hexdigest()}"
             self.store.pages.setdefault(place, Page(data))
             self.server.pages[f"/{repository}/resolve/{commit}/{name}"] = Page(
@@ -88,7 +91,8 @@ class LoopbackHub:
     ) -> dict[str, Any]:
         siblings = []
         for name, data in files.items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+            blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": blob_id}
             if name not in in_git:
                 sibling["lfs"] = {
                     "sha256": hashlib.sha256(data).hexdigest(),

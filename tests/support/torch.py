@@ -1,9 +1,13 @@
-"""The environment of torch and transformers, as users get it, in the store that all test runs share."""
+"""The environment of torch and transformers and llama.cpp's converter, as users get them, in the store that all test runs share."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgebuild.artifacts.sources import Sources
+from edgebuild.model.converter_source import find_archive, unpack_converter
 from edgebuild.model.environment import TorchEnvironment, torch_environment
 from edgebuild.progress import SilentProgress
 from tests.support.built import open_store
@@ -14,3 +18,34 @@ def torch_packages(built_store: Path) -> TorchEnvironment:
     """Made once, which takes a minute; `command` and `variables` of it start scripts."""
     host, store = open_store(built_store)
     return torch_environment(host=host, store=store, progress=SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def converter_folder(built_store: Path) -> Path:
+    """The folder of convert_hf_to_gguf.py and its modules."""
+    host, store = open_store(built_store)
+    sources = Sources(host=host, store=store, progress=SilentProgress())
+    return unpack_converter(find_archive(sources), sources=sources, store=store, progress=SilentProgress())
+
+
+@pytest.fixture
+def lend_store(
+    built_store: Path, torch_packages: TorchEnvironment, converter_folder: Path
+) -> Callable[[Path], Path]:
+    """`lend_store(folder)` makes a store there that has what the shared one has, but models: a test's own to break."""
+
+    def lend(folder: Path) -> Path:
+        base = folder / "v1"
+        for kind in ("artifact", "download", "layer"):
+            (base / kind).mkdir(parents=True)
+            for seal in (built_store / "v1" / kind).glob("*.seal"):
+                entry = seal.with_suffix("")
+                # Another test may be removing what it made.
+                if entry.is_dir():
+                    (base / kind / entry.name).symlink_to(entry)
+                    shutil.copy2(seal, base / kind)
+        (base / "scratch").mkdir()
+        (base / "scratch" / "bytecode").symlink_to(torch_packages.bytecode)
+        return folder
+
+    return lend

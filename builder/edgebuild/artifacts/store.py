@@ -142,6 +142,13 @@ class Store:
                     discard(temporary)
         return folder
 
+    def sealed_digest(self, kind: str, key: Digest, name: str) -> Digest | None:
+        """Return the sha256 of a file of an entry, as it was sealed; None where that is not known."""
+        with self._faults():
+            seal = self._read_seal(_seal_of(self._entry(kind, key)))
+        path = seal.paths.get(name) if seal is not None else None
+        return Digest(path.content) if path is not None and path.kind == "file" else None
+
     def find_download(self, digest: Digest, file: str) -> Path | None:
         """Return a downloaded file by its sha256.
 

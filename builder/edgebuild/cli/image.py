@@ -40,7 +40,7 @@ from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Model to bake in: a GGUF file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO. [default: demo]",
+    help="Model to bake in: a GGUF file, a checkpoint's folder, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO. [default: demo]",
 )
 @quantization_option
 @click.option(
@@ -163,6 +163,7 @@ def command(
         host=host,
         store=store,
         progress=session.progress,
+        may_set_up=not locked,
     )
     layout = None if no_layout else host.path(output or "build")
     request = ImageRequest(

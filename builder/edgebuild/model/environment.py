@@ -120,7 +120,9 @@ def torch_environment(
             hint=_SETUP_HINT,
         )
     entry = store.make("artifact", key, lambda folder: _install(folder, pins, host, store, progress))
-    return TorchEnvironment(identity=f"pinned {key}", packages=entry / "packages", bytecode=bytecode)
+    # Bytecode is kept by the modules' paths: the real one is the same by whatever name the store is called.
+    packages = entry.resolve() / "packages"
+    return TorchEnvironment(identity=f"pinned {key}", packages=packages, bytecode=bytecode)
 
 
 def _own_pins() -> Path:

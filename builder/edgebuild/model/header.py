@@ -211,4 +211,5 @@ def _behind_addresses(located: "Located", host: Host) -> _Found:
             _Remote(name=file.file, digest=file.digest, extend=extend(file)) for file in located.files
         ),
         licence=located.source.licence,
+        reason="" if located.files else "it is a checkpoint, which is converted",
     )

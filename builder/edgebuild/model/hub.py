@@ -12,14 +12,13 @@ import json
 from contextlib import suppress
 from dataclasses import asdict
 
-from edgebuild.artifacts.download import Hints, Wanted, download
+from edgebuild.artifacts.download import download
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import USUAL, Patience
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, ToolError
 from edgebuild.gguf_joined import find_shards
 from edgebuild.host import Host
-from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.hub_api import Hub, HubFile, Listing
 from edgebuild.model.located import Located
@@ -38,9 +37,10 @@ def fetch_hub_model(
     host: Host,
     store: Store,
     progress: Progress,
+    may_set_up: bool = True,
     patience: Patience = USUAL,
 ) -> Fetched:
-    """Fetch a GGUF model of a repository.
+    """Fetch a GGUF model of a repository, or its checkpoint and convert it.
 
     Args:
         reference: Repository, revision and file.
@@ -48,6 +48,7 @@ def fetch_hub_model(
         host: Its environment names the hub and the token.
         store: Takes the files.
         progress: Told what was chosen and of the bytes.
+        may_set_up: Whether what converting a checkpoint needs may be fetched.
         patience: How long the hub and its storage are asked.
 
     Raises:
@@ -58,6 +59,21 @@ def fetch_hub_model(
     located = locate_hub_model(
         reference, wanted=wanted, host=host, store=store, progress=progress, patience=patience
     )
+    if not located.files:
+        from edgebuild.model.hub_checkpoint import convert_repository  # noqa: PLC0415 - GGUF files do without the converter
+
+        hub = Hub(host.environment, patience=patience)
+        commit = HubReference(repository=reference.repository, revision=located.source.revision)
+        return convert_repository(
+            hub,
+            reference,
+            _list_files(hub, commit, host=host, store=store),
+            host=host,
+            store=store,
+            progress=progress,
+            may_set_up=may_set_up,
+            patience=patience,
+        )
     # Step 3.
     path, *more = (
         download(file, store=store, environment=host.environment, progress=progress, patience=patience)
@@ -75,20 +91,22 @@ def locate_hub_model(
     progress: Progress,
     patience: Patience = USUAL,
 ) -> Located:
-    """Find a GGUF model of a repository; arguments and errors are those of `fetch_hub_model`."""
+    """Find a GGUF model of a repository; a checkpoint has no such files. Arguments and errors are those of `fetch_hub_model`."""
     hub = Hub(host.environment, patience=patience)
     # Step 1.
-    listing = _recall(hub, reference, store)
-    if listing is None:
-        if host.environment.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
-            raise ToolError(
-                f"{reference} is not in the store, and HF_HUB_OFFLINE forbids to ask the hub",
-                hint="unset HF_HUB_OFFLINE, or name a commit that was fetched before",
-            )
-        listing = hub.list_files(reference)
-        _remember(hub, reference, listing, store)
+    listing = _list_files(hub, reference, host=host, store=store)
+    pinned = HubReference(repository=reference.repository, revision=listing.commit)
     # Step 2.
     files = _choose(reference, listing, wanted)
+    if not files:
+        source = ModelSource(
+            kind="huggingface",
+            reference=str(pinned),
+            revision=listing.commit,
+            file="",
+            licence=listing.licence,
+        )
+        return Located(files=(), source=source)
     first = files[0]
     if not reference.file or not reference.is_pinned:
         several = f" and the {len(files) - 1} that belong to it" if len(files) > 1 else ""
@@ -97,8 +115,7 @@ def locate_hub_model(
     is_one = len(files) == 1
     return Located(
         files=tuple(
-            _wanted(hub, reference, file, name, commit=listing.commit)
-            for file, (name, _) in zip(files, named, strict=True)
+            hub.wanted(pinned, file, name=name) for file, (name, _) in zip(files, named, strict=True)
         ),
         source=ModelSource(
             kind="huggingface",
@@ -114,25 +131,22 @@ def locate_hub_model(
     )
 
 
-def _wanted(hub: Hub, reference: HubReference, file: HubFile, name: str, *, commit: str) -> Wanted:
-    page = f"{hub.endpoint}/{reference.repository}"
-    return Wanted(
-        url=hub.url(reference, file.path, commit),
-        file=name,
-        digest=Digest(file.sha256),
-        size_bytes=file.size_bytes,
-        title=name,
-        headers=hub.headers,
-        hints=Hints(
-            away="check the network and proxies, or name a mirror in HF_ENDPOINT; what arrived is kept for the next try",
-            gone=f"the hub no longer has this commit; see {page}",
-            refused=f"ask for access at {page}, then give a token of that account in HF_TOKEN",
-            other=f"the hub, a mirror or a proxy is damaged or hostile; compare with {page}",
-        ),
-    )
+def _list_files(hub: Hub, reference: HubReference, *, host: Host, store: Store) -> Listing:
+    """List a repository, from the store where its commit was asked for before."""
+    listing = _recall(hub, reference, store)
+    if listing is None:
+        if host.environment.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
+            raise ToolError(
+                f"{reference} is not in the store, and HF_HUB_OFFLINE forbids to ask the hub",
+                hint="unset HF_HUB_OFFLINE, or name a commit that was fetched before",
+            )
+        listing = hub.list_files(reference)
+        _remember(hub, reference, listing, store)
+    return listing
 
 
 def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) -> tuple[HubFile, ...]:
+    """Choose a GGUF model; empty when there is none and no file was named."""
     by_path = {file.path: file for file in listing.files}
     place = f"hf://{reference.repository}" + (f"@{reference.revision}" if reference.revision else "")
     if reference.file:
@@ -144,9 +158,6 @@ def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) 
         paths = find_shards(by_path, reference.file, place=place)
     else:
         paths = choose_files(by_path, wanted=wanted, place=place, hint=f"name the file: {place}/{{file}}")
-        if not paths:
-            find_checkpoint(by_path, place=place)
-            raise conversion_missing(place)
     for path in paths:
         if not by_path[path].sha256:
             raise ModelError(
@@ -157,7 +168,7 @@ def _choose(reference: HubReference, listing: Listing, wanted: tuple[str, ...]) 
 
 
 def _note_name(hub: Hub, reference: HubReference) -> str:
-    key = Digest.of(canonical_json([hub.endpoint, reference.repository, reference.revision]))
+    key = Digest.of(canonical_json([2, hub.endpoint, reference.repository, reference.revision]))
     return f"hub-{key.hex}.json"
 
 

@@ -11,13 +11,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from edgebuild import __version__
+from edgebuild.artifacts.download import Hints, Wanted
 from edgebuild.artifacts.tries import USUAL, GaveUpError, Patience, Tries, TryAgainError
 from edgebuild.errors import EdgebuildError, ModelError, ToolError
 from edgebuild.model.reference import HubReference
 from edgebuild.network import CONNECT_S, RoutingTransport, Stop, is_loopback_host, retry_after_s, tls_context
+from edgebuild.oci.digest import Digest
 
 _ENDPOINT = "https://huggingface.co"
-_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_LICENCE = frozenset({"", "unknown", "other"})
 
 
@@ -29,11 +31,13 @@ class HubFile:
         path: Inside the repository.
         size_bytes: Its length.
         sha256: Its hash, or "" of small files, which the hub keeps in git.
+        blob_id: Git's name of such a file: sha1 of "blob SIZE", a zero byte and the content; "" when the hub does not tell.
     """
 
     path: str
     size_bytes: int
     sha256: str
+    blob_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,34 @@ class Hub:
         """Give the address of a file at a commit."""
         return hf_hub_url(reference.repository, file, revision=commit, endpoint=self.endpoint)
 
+    def wanted(self, pinned: HubReference, file: HubFile, *, name: str) -> Wanted:
+        """Describe the download of a large file.
+
+        Args:
+            pinned: Repository and commit.
+            file: The file; the hub tells its sha256.
+            name: The name it gets in the store.
+        """
+        return Wanted(
+            url=self.url(pinned, file.path, pinned.revision),
+            file=name,
+            digest=Digest(file.sha256),
+            size_bytes=file.size_bytes,
+            title=name,
+            headers=self.headers,
+            hints=self.hints(pinned),
+        )
+
+    def hints(self, reference: HubReference) -> Hints:
+        """Say what to do when a file of a repository cannot be had."""
+        page = f"{self.endpoint}/{reference.repository}"
+        return Hints(
+            away="check the network and proxies, or name a mirror in HF_ENDPOINT; what arrived is kept for the next try",
+            gone=f"the hub no longer has this commit; see {page}",
+            refused=f"ask for access at {page}, then give a token of that account in HF_TOKEN",
+            other=f"the hub, a mirror or a proxy is damaged or hostile; compare with {page}",
+        )
+
     def _make_client(self) -> httpx2.Client:
         # The library's own client has no time-outs, and its user agent lists what else is installed here.
         def name_ourselves(request: httpx2.Request) -> None:
@@ -148,7 +180,7 @@ class Hub:
 
     def _fault(self, error: HfHubHTTPError, reference: HubReference) -> EdgebuildError | TryAgainError:
         status, headers = error.response.status_code, error.response.headers
-        if status in _RETRYABLE:
+        if status in RETRYABLE:
             reason = f"{status} {error.response.reason_phrase}".strip()
             return TryAgainError(reason, retry_after_s=retry_after_s(headers) or 0.0)
         code = headers.get("X-Error-Code", "")
@@ -254,10 +286,13 @@ def _read_file(sibling: RepoSibling) -> HubFile:
     path: object = sibling.rfilename
     size_bytes: object = sibling.size or 0
     sha256: object = sibling.lfs.sha256 if sibling.lfs else ""
+    blob_id: object = sibling.blob_id or ""
     if not isinstance(path, str) or not path.isprintable():
         raise ValueError("a file has no name")
     if not isinstance(size_bytes, int) or size_bytes < 0:
         raise ValueError(f"{path} has no size")
     if not isinstance(sha256, str) or not re.fullmatch(r"(?:[0-9a-f]{64})?", sha256):
         raise ValueError(f"{path} has no sha256")
-    return HubFile(path=path, size_bytes=size_bytes, sha256=sha256)
+    if not isinstance(blob_id, str) or not re.fullmatch(r"(?:[0-9a-f]{40})?", blob_id):
+        raise ValueError(f"{path} has no blob")
+    return HubFile(path=path, size_bytes=size_bytes, sha256=sha256, blob_id=blob_id)

@@ -11,7 +11,7 @@ class Located:
     """A model behind addresses.
 
     Attributes:
-        files: Its files, in order.
+        files: Its GGUF files, in order; none of a checkpoint, which is converted first.
         source: Where it comes from.
     """
 

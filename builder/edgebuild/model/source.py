@@ -1,6 +1,5 @@
 """Where a model comes from: a file or folder on this machine, a hub, the web, a registry, or the demo model."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,10 +7,11 @@ from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
 from edgebuild.data import data_path
 from edgebuild.errors import ModelError
-from edgebuild.gguf_joined import find_shards, is_one_of_several, read_joined_header
+from edgebuild.gguf_joined import read_joined_header
 from edgebuild.host import Host
-from edgebuild.model.checkpoint import conversion_missing, find_checkpoint
 from edgebuild.model.fetched import Fetched
+from edgebuild.model.hashing import file_digest
+from edgebuild.model.local import find_local_model
 from edgebuild.model.reference import (
     HubReference,
     LocalReference,
@@ -20,9 +20,7 @@ from edgebuild.model.reference import (
     WebReference,
     parse_model_reference,
 )
-from edgebuild.model.selection import choose_files
 from edgebuild.model_spec import ModelSpec, make_model_spec, whole_file_name
-from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import WHOLE_FILE, Seals
 from edgebuild.plan import ModelSource
@@ -52,7 +50,13 @@ class ModelFile:
 
 
 def load_model(
-    reference: str, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
+    reference: str,
+    *,
+    wanted: tuple[str, ...],
+    host: Host,
+    store: Store,
+    progress: Progress,
+    may_set_up: bool = True,
 ) -> ModelFile:
     """Find or fetch a model and read its header.
 
@@ -62,6 +66,7 @@ def load_model(
         host: For relative paths, and the environment's proxies, tokens and logins.
         store: Takes what is fetched.
         progress: Told of the bytes.
+        may_set_up: Whether what converting a checkpoint needs may be fetched.
 
     Raises:
         UsageError: The reference is of no such form.
@@ -70,20 +75,33 @@ def load_model(
         RegistryError: The registry refused, failed or lied.
     """
     fetched = _fetch(
-        parse_model_reference(reference), wanted=wanted, host=host, store=store, progress=progress
+        parse_model_reference(reference),
+        wanted=wanted,
+        host=host,
+        store=store,
+        progress=progress,
+        may_set_up=may_set_up,
     )
     source = fetched.source
     for path, (_, sha256) in zip(fetched.files, source.files or ((source.file, source.sha256),), strict=True):
         # It was compared as it arrived, so that quantising need not hash it again.
         if sha256 and store.known_digest(path, WHOLE_FILE) is None:
             store.remember_digest(path, WHOLE_FILE, Digest(sha256))
-    spec = make_model_spec(read_joined_header(fetched.files), file_name=whole_file_name(source.file))
+    # A converted file lies in the store under its own name; the source has files of other names.
+    name = fetched.path.name if source.conversion else whole_file_name(source.file)
+    spec = make_model_spec(read_joined_header(fetched.files), file_name=name)
     spec = replace(spec, licence=spec.licence or source.licence)
     return ModelFile(path=fetched.path, spec=spec, source=source, more=fetched.more)
 
 
 def _fetch(
-    reference: ModelReference, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
+    reference: ModelReference,
+    *,
+    wanted: tuple[str, ...],
+    host: Host,
+    store: Store,
+    progress: Progress,
+    may_set_up: bool,
 ) -> Fetched:
     # Each way to the network imports an HTTP client, which files do without.
     match reference:
@@ -91,14 +109,20 @@ def _fetch(
             path = demo_model_path()
             return Fetched(path=path, source=ModelSource(kind="demo", reference="demo", file=path.name))
         case LocalReference(path=text):
-            path, *more = _find_local(host.path(text), wanted)
-            files = tuple((item.name, "") for item in (path, *more)) if more else ()
-            source = ModelSource(kind="file", reference=path.name, file=path.name, files=files)
-            return Fetched(path=path, source=source, more=tuple(more))
+            return find_local_model(
+                host.path(text),
+                wanted=wanted,
+                host=host,
+                store=store,
+                progress=progress,
+                may_set_up=may_set_up,
+            )
         case HubReference():
             from edgebuild.model.hub import fetch_hub_model  # noqa: PLC0415 - see above
 
-            return fetch_hub_model(reference, wanted=wanted, host=host, store=store, progress=progress)
+            return fetch_hub_model(
+                reference, wanted=wanted, host=host, store=store, progress=progress, may_set_up=may_set_up
+            )
         case WebReference():
             from edgebuild.model.web import fetch_web_model  # noqa: PLC0415 - see above
 
@@ -107,62 +131,6 @@ def _fetch(
             from edgebuild.model.artifact import fetch_registry_model  # noqa: PLC0415 - see above
 
             return fetch_registry_model(reference, wanted=wanted, host=host, store=store, progress=progress)
-
-
-def _find_local(path: Path, wanted: tuple[str, ...]) -> tuple[Path, ...]:
-    """Find the GGUF files that a path means: itself and those that belong to it, or a model in a folder."""
-    if not path.is_dir():
-        if not path.exists():
-            raise ModelError(
-                f"{path}: no such model",
-                hint="give the path of a .gguf file, hf://ORG/REPO, https://…#sha256=…, oci://REGISTRY/REPO, or `demo`",
-            )
-        # Only what is named as one of several has others beside it.
-        beside = _list(path.parent) if is_one_of_several(path.name) else ()
-        names = find_shards(beside, path.name, place=str(path.parent))
-        return tuple(path.parent / name for name in names)
-    files = _list(path)
-    names = choose_files(files, wanted=wanted, place=str(path), hint=f"name the file: {path}/{{file}}")
-    if not names:
-        find_checkpoint(files, place=str(path))
-        raise conversion_missing(str(path))
-    return tuple(path / name for name in names)
-
-
-def _list(folder: Path) -> tuple[str, ...]:
-    try:
-        return tuple(item.name for item in folder.iterdir() if item.is_file())
-    except OSError as error:
-        raise ModelError(
-            f"{folder}: cannot be read: {error.strerror}", hint="check its permissions"
-        ) from error
-
-
-def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:
-    """Return the sha256 of a model's file, hashed once as long as the file does not change.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
-    known = seals.known_digest(path, WHOLE_FILE)
-    if known is not None:
-        return known
-    state = hashlib.sha256()
-    try:
-        with (
-            path.open("rb") as file,
-            progress.task(f"hash {path.name}", total_bytes=path.stat().st_size) as task,
-        ):
-            while chunk := file.read(CHUNK_BYTES):
-                state.update(chunk)
-                task.advance(len(chunk))
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the file and its permissions"
-        ) from error
-    digest = Digest(state.hexdigest())
-    seals.remember_digest(path, WHOLE_FILE, digest)
-    return digest
 
 
 def model_digest(model: ModelFile, *, seals: Seals, progress: Progress) -> Digest:

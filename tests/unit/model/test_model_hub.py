@@ -14,6 +14,7 @@ from edgebuild.model.hub import fetch_hub_model
 from edgebuild.model.reference import HubReference
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import WHOLE_FILE
+from tests.support.checkpoints import copy_demo, shard_demo
 from tests.support.file_server import Page
 from tests.support.hub import TOKEN, LoopbackHub
 from tests.unit.artifacts.telling import Told
@@ -146,7 +147,6 @@ def test_token_never_goes_over_plain_http_to_another_machine(load: Load) -> None
         ("hf://acme/tiny/gone.gguf", ModelError, "has no file gone.gguf"),
         ("hf://acme/tiny/README.md", ModelError, "is no GGUF file"),
         ("hf://acme/small", ModelError, "is kept in git"),
-        ("hf://acme/checkpoint", ModelError, "does not convert those yet"),
         ("hf://acme/pickles", ModelError, "pickled weights only"),
         ("hf://acme/mute", ModelError, "holds no tokenizer"),
         ("hf://acme/empty", ModelError, "holds no model"),
@@ -158,7 +158,6 @@ def test_what_is_not_there_or_no_use(
     kind: type[EdgebuildError], said: str,
 ) -> None:  # fmt: skip
     hub.add("acme/small", {"a.gguf": models["0"]}, in_git=("a.gguf",))
-    hub.add("acme/checkpoint", CHECKPOINT)
     hub.add("acme/pickles", {"config.json": b"{}", "pytorch_model.bin": b"\x80"})
     hub.add("acme/mute", {name: data for name, data in CHECKPOINT.items() if name != "tokenizer.json"})
     hub.add("acme/empty", {"README.md": b""})
@@ -296,3 +295,65 @@ def test_file_that_is_refused(
     ) as caught:
         quick("acme/tiny", host, store, told)
     assert "/acme/tiny" in caught.value.hint
+
+
+def checkpoint_of(folder: Path, **config: object) -> dict[str, bytes]:
+    made = copy_demo(folder, config=config)
+    return {path.name: path.read_bytes() for path in made.iterdir()}
+
+
+def test_quantised_checkpoint_is_refused_before_anything_else_is_fetched(
+    hub: LoopbackHub, load: Load, told: Told, tmp_path: Path
+) -> None:
+    files = checkpoint_of(tmp_path / "awq", quantization_config={"quant_method": "awq", "bits": 4})
+    hub.add("acme/awq", files)
+    with pytest.raises(ModelError, match="hf://acme/awq is quantised already, by awq"):
+        load("hf://acme/awq")
+    config = Digest.of(files["config.json"]).hex
+    assert [path.split("?")[0] for path, _ in hub.store.asked] == [f"/{config}"]
+    assert not [title for title in told.titles if "set up" in title]
+
+
+def test_shard_that_the_index_names_and_the_hub_lacks(hub: LoopbackHub, load: Load, tmp_path: Path) -> None:
+    shards = shard_demo(tmp_path / "model")
+    hub.add(
+        "acme/model",
+        {path.name: path.read_bytes() for path in shards.iterdir() if "00002-of" not in path.name},
+    )
+    with pytest.raises(ModelError, match=r"names model-00002-of-00003\.safetensors, which is not there"):
+        load("hf://acme/model")
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_small_file_that_is_refused(hub: LoopbackHub, load: Load, tmp_path: Path, status: int) -> None:
+    commit = hub.add("acme/model", checkpoint_of(tmp_path / "model"), in_git=("config.json",))
+    hub.server.pages[f"/acme/model/resolve/{commit}/config.json"].refuse = status
+    with pytest.raises(
+        ToolError, match=f"config.json of hf://acme/model cannot be downloaded: {status}"
+    ) as caught:
+        load("hf://acme/model")
+    assert "/acme/model" in caught.value.hint
+
+
+def test_small_file_that_is_another_than_the_hub_lists(
+    hub: LoopbackHub, load: Load, store: Store, tmp_path: Path
+) -> None:
+    awq = checkpoint_of(tmp_path / "awq", quantization_config={"quant_method": "awq"})
+    commit = hub.add("acme/awq", awq, in_git=("config.json",))
+    page = hub.server.pages[f"/acme/awq/resolve/{commit}/config.json"]
+    good = page.body
+    page.body = b"{}"
+    with pytest.raises(ToolError, match="is not what the hub's listing names"):
+        load("hf://acme/awq")
+    # A failure that passes is tried again; what came is kept, and a note that leads to another file is not believed.
+    page.body, page.failures = good, [503]
+    for _ in range(2):
+        with pytest.raises(ModelError, match="by awq"):
+            load("hf://acme/awq")
+    asked = [path for path, _ in hub.server.asked if "config.json" in path]
+    assert len(asked) == 3
+    (note,) = (store.root / "v1" / "notes").glob("git-*.txt")
+    note.write_text(Digest.of(awq["tokenizer.json"]).hex)
+    with pytest.raises(ModelError, match="by awq"):
+        load("hf://acme/awq")
+    assert_store_is_good(store)

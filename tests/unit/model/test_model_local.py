@@ -53,13 +53,6 @@ def test_folder_with_gguf_files(load: Load, folder: Path, models: dict[str, byte
     assert str(folder / "a-Q4_K_M.gguf") in caught.value.hint
 
 
-def test_checkpoint_is_recognised_and_the_way_out_named(load: Load, folder: Path) -> None:
-    fill(folder, *CHECKPOINT)
-    with pytest.raises(ModelError, match="is a Hugging Face checkpoint") as caught:
-        load(str(folder))
-    assert "convert_hf_to_gguf.py" in caught.value.hint
-
-
 @pytest.mark.parametrize(
     ("names", "said"),
     [

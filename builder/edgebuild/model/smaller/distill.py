@@ -13,13 +13,13 @@ from edgebuild.errors import UsageError
 from edgebuild.host import Host
 from edgebuild.model.environment import TorchEnvironment
 from edgebuild.model.evaluation.inputs import EvaluationTasks, load_tasks
+from edgebuild.model.hashing import file_digest
 from edgebuild.model.smaller.draft import Draft, drafted, verify_output
 from edgebuild.model.smaller.figures import Figures, figure_rows
 from edgebuild.model.smaller.folders import CheckpointFolder, copy_companions, read_checkpoint_folder
 from edgebuild.model.smaller.history import Card, Step, markdown_table, read_card, write_card
 from edgebuild.model.smaller.text import TextFile, check_text, material
 from edgebuild.model.smaller.torch_work import run_torch
-from edgebuild.model.source import file_digest
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import Seals
 from edgebuild.progress import Progress
