@@ -14,14 +14,14 @@ import pytest
 from gguf import GGUFReader
 
 from tests.support.built import Edgebuild, assert_refused
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_gguf import EXPERTS_USED, write_tiny_gguf
 
 TEXT = " ".join(
     f"Robot {number * 31 % 97} sees {number} obstacles, battery {number % 89} %." for number in range(90)
 )
 EPSILON = 1e-5
 # Of no other model in the store that all tests share.
-CHUNK_TOKENS = 192
+CHUNK_TOKENS, EXPERTS_CHUNK_TOKENS = 192, 160
 
 
 @pytest.fixture
@@ -49,6 +49,27 @@ def test_sums_are_those_of_the_definition(ours: Edgebuild, built_store: Path) ->
         assert matrix[f"{name}.counts"].ravel().tolist() == [len(tokens)]
     layers = {name.split(".")[1] for name in matrix}
     assert {f"blk.{layer}.ffn_down.weight.in_sum2" for layer in layers} <= set(matrix)
+
+
+def test_experts_have_sums_of_their_own(ours: Edgebuild, built_store: Path) -> None:
+    """What chooses the experts and what goes into them is the same, so the sums of all experts are known."""
+    model = write_tiny_gguf(
+        ours.folder / "imatrix-experts.F32.gguf", dtype="f32", context_tokens=EXPERTS_CHUNK_TOKENS, experts=4
+    )
+    text = ("--eval-text", "text.txt", "--calibration", "text.txt")
+    document = ours.json("model", "eval", model, "--types", "IQ2_XXS", "--imatrix", "auto", *text)
+    assert document["types"][1]["text"]["divergence"]["kl_divergence"] > 0
+    matrix = _tensors(_matrix(built_store, lambda reader: _chunk_size(reader) == EXPERTS_CHUNK_TOKENS))
+    for layer in range(2):
+        chosen = matrix[f"blk.{layer}.ffn_gate_inp.weight.in_sum2"].ravel()
+        (tokens,) = matrix[f"blk.{layer}.ffn_gate_inp.weight.counts"].ravel()
+        for name in ("gate", "up"):
+            sums = matrix[f"blk.{layer}.ffn_{name}_exps.weight.in_sum2"]
+            assert sums.shape == (4, 256)
+            np.testing.assert_allclose(sums.sum(axis=0), EXPERTS_USED * chosen, rtol=1e-4)
+        counts = matrix[f"blk.{layer}.ffn_down_exps.weight.counts"].ravel()
+        assert counts.sum() == EXPERTS_USED * tokens
+        assert (counts > 0).sum() > 1
 
 
 def test_recorded_in_the_image(ours: Edgebuild) -> None:

@@ -49,6 +49,8 @@ _DTYPES = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, np.float16),
 }
 
+EXPERTS_USED = 2
+
 Piece = str | bytes
 
 
@@ -116,6 +118,7 @@ def _write(
     dtype: str,
     chat_template: str | None,
     eos: int,
+    experts: int = 0,
 ) -> Path:
     kind, file_type, numpy_type = _DTYPES[dtype]
     writer = GGUFWriter(str(path), "llama")
@@ -127,6 +130,9 @@ def _write(
     writer.add_block_count(layers)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(EXPERTS_USED)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(dim // heads)
     writer.add_vocab_size(vocabulary.size)
@@ -165,6 +171,7 @@ def write_tiny_gguf(
     dtype: str = "f16",
     kv_heads: int | None = None,
     is_tied: bool = False,
+    experts: int = 0,
     chat_template: str | None = CHATML,
 ) -> Path:
     """Write a Llama model with random weights.
@@ -178,6 +185,7 @@ def write_tiny_gguf(
         dtype: `f16` or `f32`; with `f32`, greedy text does not depend on what else is in the batch.
         kv_heads: Key/value heads of 64; by default half as many as attention heads.
         is_tied: Whether the embeddings are the output matrix too.
+        experts: Feed-forward networks beside each other, of which each token goes through `EXPERTS_USED`; 0 for one.
         chat_template: Jinja text; None leaves the key out.
 
     Returns:
@@ -212,6 +220,12 @@ def write_tiny_gguf(
             f"{block}.ffn_up.weight": matrix(ff, dim),
             f"{block}.ffn_down.weight": matrix(dim, ff),
         }
+        if experts:
+            tensors[f"{block}.ffn_gate_inp.weight"] = matrix(experts, dim)
+            for name, rows, columns in (("gate", ff, dim), ("up", ff, dim), ("down", dim, ff)):
+                del tensors[f"{block}.ffn_{name}.weight"]
+                some = np.stack([matrix(rows, columns) for _ in range(experts)])
+                tensors[f"{block}.ffn_{name}_exps.weight"] = some
     output = matrix(vocabulary.size, dim) * np.float32(4)
     if is_filled:
         # The largest of so many random logits is far above 0.
@@ -224,7 +238,7 @@ def write_tiny_gguf(
         tensors["output.weight"] = output
     return _write(
         path, vocabulary, tensors, dim=dim, ff=ff, layers=layers, heads=heads, kv_heads=kv_heads,
-        context_tokens=context_tokens, dtype=dtype, chat_template=chat_template, eos=EOS,
+        context_tokens=context_tokens, dtype=dtype, chat_template=chat_template, eos=EOS, experts=experts,
     )  # fmt: skip
 
 

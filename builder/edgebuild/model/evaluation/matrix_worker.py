@@ -1,7 +1,7 @@
 """The importance matrix: how strongly each column of a weight matrix is used, from what multiplies it while a text is read.
 
 For every product of a weight matrix and activations: the sum over tokens of the squares of each column's activations, and
-the number of tokens. Written as llama.cpp's own importance matrices are, so that its tools read it too.
+the number of tokens; of experts, for each of them. Written as llama.cpp's own importance matrices are, so that its tools read it too.
 
 Source: llama.cpp tools/imatrix/imatrix.cpp, collect_imatrix() and save_imatrix(), as in llama-cpp-python 0.3.36.
 """
@@ -63,7 +63,8 @@ class _Collector:
 
     def __init__(self, ggml: Ggml) -> None:
         self.sums: dict[str, Any] = {}
-        self.counts: dict[str, int] = {}
+        # One count for each matrix of a tensor: experts lie in one tensor.
+        self.counts: dict[str, list[int]] = {}
         # An exception cannot pass through llama.cpp.
         self.failure = ""
         self._ggml = ggml
@@ -82,8 +83,7 @@ class _Collector:
     def _is_wanted(self, address: int) -> bool:
         what = self._ggml.op_desc(address)
         if what == b"MUL_MAT_ID":
-            self.failure = "models of several experts are not supported; give a matrix made by llama-imatrix"
-            return False
+            return True
         if what != b"MUL_MAT":
             return False
         weights, activations = self._sources(address)
@@ -95,21 +95,21 @@ class _Collector:
 
     def _take(self, address: int) -> None:
         weights, activations = self._sources(address)
-        name, columns = weights.name.decode(), activations.ne[0]
-        if weights.ne[2] * weights.ne[3] != 1:
+        name, columns, matrices = weights.name.decode(), activations.ne[0], weights.ne[2] * weights.ne[3]
+        experts = (
+            Tensor.from_address(address).src[2] if self._ggml.op_desc(address) == b"MUL_MAT_ID" else None
+        )
+        if experts is None and matrices != 1:
             raise EngineError(f"{name} is no plain matrix; give a matrix made by llama-imatrix")
         if name not in self.sums:
-            self.sums[name], self.counts[name] = (ctypes.c_float * columns)(), 0
+            self.sums[name], self.counts[name] = (ctypes.c_float * (columns * matrices))(), [0] * matrices
         if columns not in self._squares:
             self._squares[columns] = _Squares(self._ggml, columns)
-        rows = [
-            activations.data + one * activations.nb[1] + two * activations.nb[2] + three * activations.nb[3]
-            for three in range(activations.ne[3])
-            for two in range(activations.ne[2])
-            for one in range(activations.ne[1])
-        ]
-        self._squares[columns].add(ctypes.addressof(self.sums[name]), rows)
-        self.counts[name] += len(rows)
+        taken = {0: _rows(activations)} if experts is None else _rows_by_expert(activations, experts)
+        for number, rows in taken.items():
+            sums = ctypes.addressof(self.sums[name]) + 4 * columns * number
+            self._squares[columns].add(sums, rows)
+            self.counts[name][number] += len(rows)
 
     def _sources(self, address: int) -> tuple[Tensor, Tensor]:
         sources = Tensor.from_address(address).src
@@ -118,6 +118,35 @@ class _Collector:
     def close(self) -> None:
         for squares in self._squares.values():
             squares.close()
+
+
+def _rows(activations: Tensor) -> list[int]:
+    """Return the addresses of all rows."""
+    ne, nb, data = activations.ne, activations.nb, activations.data
+    return [
+        data + one * nb[1] + two * nb[2] + three * nb[3]
+        for three in range(ne[3])
+        for two in range(ne[2])
+        for one in range(ne[1])
+    ]
+
+
+def _rows_by_expert(activations: Tensor, experts: int) -> dict[int, list[int]]:
+    """Return the addresses of the rows that each expert is given.
+
+    Args:
+        activations: Of shape (columns, 1 or experts used, tokens).
+        experts: Address of the numbers of the experts, of shape (experts used, tokens).
+    """
+    numbers = Tensor.from_address(experts)
+    ne, nb, data = activations.ne, activations.nb, activations.data
+    found: dict[int, list[int]] = {}
+    for token in range(numbers.ne[1]):
+        for used in range(numbers.ne[0]):
+            place = numbers.data + token * numbers.nb[1] + used * numbers.nb[0]
+            row = data + (used % ne[1]) * nb[1] + token * nb[2]
+            found.setdefault(ctypes.c_int32.from_address(place).value, []).append(row)
+    return found
 
 
 def collect_matrix(
@@ -173,21 +202,23 @@ def collect_matrix(
 
 def _gguf(collector: _Collector, *, text: str, chunks: int, chunk_tokens: int) -> Iterator[bytes]:
     """Write as llama-imatrix does: `NAME.in_sum2` and `NAME.counts` of every weight matrix, by name."""
-    tensors: list[tuple[bytes, int, bytes]] = []
+    tensors: list[tuple[bytes, int, int, bytes]] = []
     for name in sorted(collector.sums):
-        tensors.append((f"{name}.in_sum2".encode(), len(collector.sums[name]), bytes(collector.sums[name])))
-        tensors.append((f"{name}.counts".encode(), 1, array("f", [collector.counts[name]]).tobytes()))
+        sums, counts = collector.sums[name], collector.counts[name]
+        columns, matrices = len(sums) // len(counts), len(counts)
+        tensors.append((f"{name}.in_sum2".encode(), columns, matrices, bytes(sums)))
+        tensors.append((f"{name}.counts".encode(), 1, matrices, array("f", counts).tobytes()))
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 4)
     head += _key("general.type") + struct.pack("<I", _STRING) + _string(b"imatrix")
     head += _key("imatrix.datasets") + struct.pack("<IIQ", _ARRAY, _STRING, 1) + _string(text.encode())
     head += _key("imatrix.chunk_count") + struct.pack("<II", _UINT32, chunks)
     head += _key("imatrix.chunk_size") + struct.pack("<II", _UINT32, chunk_tokens)
     offset = 0
-    for title, columns, data in tensors:
-        head += _string(title) + struct.pack("<IQQIQ", 2, columns, 1, F32, offset)
+    for title, width, height, data in tensors:
+        head += _string(title) + struct.pack("<IQQIQ", 2, width, height, F32, offset)
         offset += len(_padded(data))
     yield _padded(head)
-    for _, _, data in tensors:
+    for _, _, _, data in tensors:
         yield _padded(data)
 
 
