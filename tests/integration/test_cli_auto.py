@@ -97,6 +97,14 @@ def test_what_cannot_fit_is_refused_with_what_came_nearest(edgebuild: Edgebuild,
     assert not (edgebuild.folder / "build").exists()
 
 
+def test_types_that_need_a_matrix_are_sized_with_one(edgebuild: Edgebuild, demo_model: Path) -> None:
+    argv = ("fit", "--profile", "pi4", "--model", demo_model, "--quantization", "IQ2_XS")
+    (fit,) = edgebuild.json(*argv, "--imatrix", "auto")["fits"]
+    assert (fit["quantization"], fit["fits"]) == ("IQ2_XS", True)
+    (edgebuild.folder / "none.gguf").write_bytes(b"nothing")
+    assert_refused(edgebuild.run(*argv, "--imatrix", "none.gguf", check=False), 4, "none.gguf")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -22,6 +22,11 @@ from edgebuild.model.header import load_model_spec
 )
 @click.option("--model", metavar="MODEL", help="Model, as for `image`. [default: demo]")
 @quantization_option
+@click.option(
+    "--imatrix",
+    metavar="FILE|auto",
+    help="Count types that need an importance matrix too; auto computes none here.",
+)
 @project_option
 @common_options
 def command(
@@ -30,11 +35,13 @@ def command(
     profiles: tuple[str, ...],
     model: str | None,
     quantization: str | None,
+    imatrix: str | None,
 ) -> None:
     """Show whether a model fits a device, with the arithmetic.
 
     The exit code is 4 when a device that was named does not fit.
     """
+    has_matrix = _has_matrix(imatrix, session=session)
     wishes = gather_wishes(
         find_project(project, session=session),
         profiles=profiles,
@@ -51,9 +58,10 @@ def command(
         store=Store(session.host.cache_directory, progress=session.progress),
         progress=session.progress,
     )
-    versions = make_versions(spec, wishes.profiles, override=quantization)
+    versions = make_versions(spec, wishes.profiles, override=quantization, has_matrix=has_matrix)
     selections = [
-        make_selection(spec, profile, versions=versions, override=quantization) for profile in wishes.profiles
+        make_selection(spec, profile, versions=versions, override=quantization, has_matrix=has_matrix)
+        for profile in wishes.profiles
     ]
     for selection in selections:
         session.say(render_selection(selection, model_name=spec.name))
@@ -65,3 +73,16 @@ def command(
             f"{spec.name} does not fit: {'; '.join(selection.refusal for selection in refused)}",
             hint="take a smaller model, a smaller --quantization or auto, or a profile with less context or more memory",
         )
+
+
+def _has_matrix(imatrix: str | None, *, session: Session) -> bool:
+    """Tell whether there is an importance matrix; one in a file is looked at, as `image` would.
+
+    Raises:
+        ModelError: The file is none.
+    """
+    if imatrix not in {None, "auto"}:
+        from edgebuild.model.importance import load_matrix  # noqa: PLC0415 - a moment that others do without
+
+        load_matrix(session.host.path(imatrix))
+    return imatrix is not None
