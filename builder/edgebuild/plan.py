@@ -332,4 +332,6 @@ def make_labels(plan: BuildPlan, *, model_digest: Digest) -> dict[str, str]:
     }
     # Only the model states a licence; Debian's packages carry theirs in /usr/share/doc.
     labels |= quality_labels(plan.origin.quality)
+    if plan.origin.matrix is not None:
+        labels["dev.edgebuild.model.importance_matrix"] = str(plan.origin.matrix.digest)
     return labels | ({"dev.edgebuild.model.licence": model.licence} if model.licence else {})

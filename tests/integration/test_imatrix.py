@@ -82,6 +82,10 @@ def test_recorded_in_the_image(ours: Edgebuild) -> None:
     assert card["source"]["importance_matrix"]["digest"].startswith("sha256:")
     assert card["source"]["importance_matrix"]["calibration"] == "heldout.jsonl, from line 501"
     assert "importance matrix auto" in readme
+    config = ours.folder / "weighted/blobs" / weighted["config_digest"].replace(":", "/")
+    labels = json.loads(config.read_bytes())["config"]["Labels"]
+    digest = card["source"]["importance_matrix"]["digest"]
+    assert labels["dev.edgebuild.model.importance_matrix"] == digest
     assert _card(ours.folder / "build", plain)[0]["source"]["importance_matrix"] is None
 
 

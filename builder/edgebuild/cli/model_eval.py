@@ -20,7 +20,7 @@ from edgebuild.model.source import ModelFile, load_model
 from edgebuild.pipeline import evaluate_types
 from edgebuild.quality import Quality, quality_document, quality_table
 from edgebuild.quantization import AUTO_QUANTIZATIONS, QUANTIZATIONS, needs_matrix, quality_loss
-from edgebuild.request import Context, LockOptions
+from edgebuild.request import Context, ImportanceRequest, LockOptions
 
 # Types for models that were trained in them leave next to nothing of any other.
 _SENSELESS = 10.0
@@ -96,7 +96,7 @@ def command(
     )
     if picture is not None:
         write_plot(picture, found.spec.name, qualities)
-    session.say(_render(found, measures, qualities))
+    session.say(_render(found, measures, importance, qualities))
     session.give(
         {
             "model": found.spec.name,
@@ -128,7 +128,12 @@ def _types(text: str | None, *, has_matrix: bool) -> tuple[str, ...]:
     return names
 
 
-def _render(model: ModelFile, measures: Measures, qualities: tuple[Quality, ...]) -> str:
+def _render(
+    model: ModelFile,
+    measures: Measures,
+    importance: ImportanceRequest | None,
+    qualities: tuple[Quality, ...],
+) -> str:
     header, rows = quality_table(qualities)
     lines = [f"{model.spec.name}, {model.spec.parameters / 1e6:.1f} M parameters"]
     if measures.text is not None and qualities[0].text is not None:
@@ -136,4 +141,7 @@ def _render(model: ModelFile, measures: Measures, qualities: tuple[Quality, ...]
         lines.append(f"text {measures.text.name}: {read.scored_tokens} tokens scored")
     if measures.tasks is not None:
         lines.append(f"tasks {measures.tasks.name}: {len(measures.tasks.tasks)}, answered greedily")
+    if importance is not None:
+        name = "computed" if importance.matrix is None else importance.matrix.name
+        lines.append(f"importance matrix: {name}")
     return "\n".join(lines) + "\n" + render_table(header, rows, right=frozenset(range(1, len(header))))
