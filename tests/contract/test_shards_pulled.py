@@ -74,6 +74,7 @@ def pushed(
     return Pushed(registry=faulty_registry, reference=reference, shards=shards)
 
 
+@pytest.mark.slow
 def test_docker_goes_on_where_a_shard_broke(dockerd: DockerDaemon, pushed: Pushed) -> None:
     cut = CutResponse(after_bytes=CUT_BYTES)
     broken = pushed.registry.inject(cut, method="GET", path=pushed.shards[BROKEN][0])

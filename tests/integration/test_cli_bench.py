@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.built import Built, Edgebuild, assert_refused
 
 _SHORT = ("--prompt", "32", "--output", "16", "--repetitions", "2")
@@ -44,11 +46,13 @@ def test_an_image_for_another_architecture(edgebuild: Edgebuild, built_layout: B
     assert_refused(edgebuild.run("bench", built_layout.layout, "--profile", "pi5", check=False), 6, "pi5")
 
 
+@pytest.mark.slow
 def test_what_the_image_refuses_is_told(edgebuild: Edgebuild, built_layout: Built) -> None:
     refused = edgebuild.run("bench", built_layout.layout, "--concurrency", "60", check=False)
     assert_refused(refused, 6, "need as many slots")
 
 
+@pytest.mark.slow
 def test_a_result_from_a_device(edgebuild: Edgebuild, built_layout: Built) -> None:
     result = edgebuild.json("bench", built_layout.layout, *_SHORT, "--no-keep")["result"]
     first, second = edgebuild.folder / "first.json", edgebuild.folder / "second.json"
@@ -68,6 +72,7 @@ def test_a_result_from_a_device(edgebuild: Edgebuild, built_layout: Built) -> No
     assert "+50.0 %" in faster.stdout
 
 
+@pytest.mark.slow
 def test_nothing_to_compare_with_is_told(edgebuild: Edgebuild, built_layout: Built) -> None:
     result = edgebuild.json("bench", built_layout.layout, *_SHORT, "--no-keep")
     assert result["kept"] is None

@@ -110,6 +110,7 @@ def test_verify_names_damaged_entries(bench: Bench, damage: str) -> None:
     assert bench.command.run("cache", "verify").stdout.strip() == "every entry is whole"
 
 
+@pytest.mark.slow
 def test_a_change_that_hides_shows_by_its_ctime(bench: Bench) -> None:
     """Same inode, size and mtime as in the seal: no program can set the time of the last change of properties."""
     layer = own_copy(some_file(bench, "layer"))
@@ -128,6 +129,7 @@ def test_a_change_that_hides_shows_by_its_ctime(bench: Bench) -> None:
     bench.assert_sound()
 
 
+@pytest.mark.slow
 def test_two_entries_that_changed_places(bench: Bench, good: str) -> None:
     first, second = (bench.entry("layer", name) for name in ("python-deps", "server"))
     away = first.with_name("away")
@@ -168,6 +170,7 @@ def test_a_seal_that_is_none(bench: Bench, good: str, content: bytes) -> None:
     bench.assert_sound()
 
 
+@pytest.mark.slow
 def test_a_seal_that_is_gone(bench: Bench, good: str) -> None:
     entry = bench.entry("artifact", "server")
     bench.forget("layer", "server")

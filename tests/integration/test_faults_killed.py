@@ -228,6 +228,7 @@ def test_killed_while_a_recipe_runs(
     assert_survived(bench, done, old=old, new=points[1], with_signal=with_signal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_killed_while_an_image_is_tested(
     half_done: tuple[Bench, str], points: tuple[list[str], str], with_signal: signal.Signals
@@ -274,6 +275,7 @@ def processes_of_smoke_in(bench: Bench) -> list[str]:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_interrupted_twice(half_done: tuple[Bench, str], points: tuple[list[str], str]) -> None:
     """Who presses Ctrl-C again while things are cleaned up still gets one line and a good store."""
     bench, old = half_done

@@ -43,6 +43,7 @@ def fetch(bench: Bench, mirror: Mirror, *, check: bool = False, timeout_s: float
     return bench.build(*mirror.options, env=mirror.environment, check=check, timeout_s=timeout_s)
 
 
+@pytest.mark.slow
 def test_all_is_fetched_from_the_mirrors_named(thirsty: Bench, mirror: Mirror) -> None:
     thirsty.build(*mirror.options, env=mirror.environment)
     assert mirror.asked(DEB)
@@ -53,6 +54,7 @@ def test_all_is_fetched_from_the_mirrors_named(thirsty: Bench, mirror: Mirror) -
     assert len(mirror.requests) == before
 
 
+@pytest.mark.slow
 def test_a_mirror_that_is_away(thirsty: Bench, mirror: Mirror) -> None:
     away = f"http://127.0.0.1:{closed_port()}/debian"
     done = thirsty.build("--mirror", away, "--mirror", away, env=mirror.environment, check=False)
@@ -61,6 +63,7 @@ def test_a_mirror_that_is_away(thirsty: Bench, mirror: Mirror) -> None:
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 def test_an_index_that_is_away(thirsty: Bench, mirror: Mirror) -> None:
     away = {"PIP_INDEX_URL": f"http://127.0.0.1:{closed_port()}/simple/", "PIP_CONFIG_FILE": "/dev/null"}
     done = thirsty.build(*mirror.options, env=away, check=False)
@@ -99,6 +102,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_stopped(thirsty: Bench, mirro
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [pytest.param(DEB, marks=pytest.mark.slow), WHEEL])
 def test_a_server_that_gives_up_for_a_while(thirsty: Bench, mirror: Mirror, part: str) -> None:
     mirror.faults[part] = Fault(status=503, times=2)
@@ -107,6 +111,7 @@ def test_a_server_that_gives_up_for_a_while(thirsty: Bench, mirror: Mirror, part
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 def test_a_slow_mirror_is_waited_for(thirsty: Bench, mirror: Mirror) -> None:
     mirror.faults[WHEEL] = Fault(bytes_per_s=30_000)
     thirsty.build(*mirror.options, env=mirror.environment)
@@ -131,6 +136,7 @@ def test_other_bytes_under_the_same_name(
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 def test_other_bytes_once_are_fetched_again(thirsty: Bench, mirror: Mirror) -> None:
     path = next(path for name, path in mirror.files.items() if WHEEL in name)
     mirror.faults[WHEEL] = Fault(body=bytes(path.stat().st_size), times=1)
@@ -138,6 +144,7 @@ def test_other_bytes_once_are_fetched_again(thirsty: Bench, mirror: Mirror) -> N
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 def test_an_index_that_lists_another_hash(thirsty: Bench, mirror: Mirror) -> None:
     page = mirror.pages["/simple/uvicorn/"]
     start = page.index(b'"sha256": "') + 11

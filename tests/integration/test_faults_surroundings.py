@@ -57,6 +57,7 @@ def test_odd_names_everywhere(warm: Warm, tmp_path: Path, good: str) -> None:
     bench.command.run("archive", bench.layout, "--output", folder / "archive é.tar")
 
 
+@pytest.mark.slow
 def test_an_odd_name_of_the_model(half: Bench) -> None:
     source = (
         Path(half.warm.model)
@@ -72,6 +73,7 @@ def test_an_odd_name_of_the_model(half: Bench) -> None:
         assert_failed(done, 4, "Modell")
 
 
+@pytest.mark.slow
 def test_a_mask_that_lets_nobody_in(half: Bench, good: str) -> None:
     prefix = ("sh", "-c", 'umask 077; exec "$@"', "sh")
     done = run(
@@ -272,6 +274,7 @@ def test_two_builds_at_once_with_one_store(half: Bench, good: str) -> None:
     half.assert_sound()
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_with_one_output(half: Bench, good: str) -> None:
     """The second is refused at once, before it works."""
     half.forget("artifact", "rootfs")

@@ -123,6 +123,7 @@ def test_second_build_needs_no_network(desk: Desk, resolved: Lock) -> None:
     assert desk.obtain(network=False, locked=True) == resolved
 
 
+@pytest.mark.slow
 def test_update_asks_the_network_whatever_the_lock_says(desk: Desk, resolved: Lock) -> None:
     desk.path.write_bytes(render_lock(resolved))
     with pytest.raises(ToolError):
@@ -191,6 +192,7 @@ def test_older_versions_of_packages_are_the_locks_own_business(desk: Desk, resol
     assert desk.obtain(locked=True, network=False).version_of("libc6") == "2.41-1"
 
 
+@pytest.mark.slow
 def test_recipe_that_changed_makes_an_unlocked_build_resolve_anew(
     desk: Desk, images: Path, resolved: Lock
 ) -> None:
@@ -204,6 +206,7 @@ def test_recipe_that_changed_makes_an_unlocked_build_resolve_anew(
     assert "adduser" in names
 
 
+@pytest.mark.slow
 def test_place_that_cannot_be_written(desk: Desk, resolved: Lock, tmp_path: Path) -> None:
     desk.path = tmp_path / "absent" / "edgebuild.lock"
     with pytest.raises(EdgebuildError, match="cannot be written") as caught:

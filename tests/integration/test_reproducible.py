@@ -78,6 +78,7 @@ def assert_same(first: Bench, second: Bench) -> None:
     assert (first.layout / "index.json").read_bytes() == (second.layout / "index.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_all_but_the_compiled_is_made_twice(warm: Warm, tmp_path: Path) -> None:
     """Root file system, dependencies, server, quantised model, layers, image: from the same downloads, in two places."""
     benches = []
