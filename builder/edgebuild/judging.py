@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgebuild.engine.native import NativeEngine
-from edgebuild.errors import PlanError, UsageError
+from edgebuild.errors import UsageError
 from edgebuild.gates import QualityGates, stricter
 from edgebuild.model.evaluation.evaluate import Evaluator, Measures
 from edgebuild.model.evaluation.inputs import (
@@ -17,7 +17,7 @@ from edgebuild.model.importance import ImportanceMatrix
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile
 from edgebuild.profile import DeviceProfile
-from edgebuild.quality import Quality, find_failures, quality_lines
+from edgebuild.quality import GateError, Quality, find_failures, quality_lines
 from edgebuild.quantization import AUTO_QUANTIZATIONS, quality_loss
 from edgebuild.request import Context, EvaluationRequest, ImageRequest, ImportanceRequest
 
@@ -75,7 +75,7 @@ def judge_model(
         What was measured; None when nobody asked.
 
     Raises:
-        PlanError: It is past a gate.
+        GateError: It is past a gate.
         ModelError: It cannot be measured.
         ToolError: Measuring failed.
     """
@@ -94,13 +94,14 @@ def judge_model(
     if model.files != request.model.files:
         _warn_of_flattery(request.model, measures, request.importance, context)
     quality = make_evaluator(engine, context).measure(model, original, measures)
-    for line in quality_lines(quality):
-        context.progress.note(f"{model.spec.name} as {quality.quantization}: {line}")
     if failures := find_failures(quality, gates):
-        raise PlanError(
+        raise GateError(
             f"{model.spec.name} as {quality.quantization} is past the gates of {profile.name}: {'; '.join(failures)}",
             hint=_way_out(request.model, quality.quantization),
+            quality=quality,
         )
+    for line in quality_lines(quality):
+        context.progress.note(f"{model.spec.name} as {quality.quantization}: {line}")
     return quality
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgebuild.errors import PlanError
 from edgebuild.gates import MILLION, QualityGates
 
 _DIGITS = 3
@@ -118,6 +119,18 @@ class Quality:
     file_bytes: int
     text: TextQuality | None
     tasks: TaskQuality | None
+
+
+class GateError(PlanError):
+    """A model that is past a gate.
+
+    Attributes:
+        quality: What was measured of it, beside its original where there is one.
+    """
+
+    def __init__(self, message: str, *, hint: str, quality: Quality) -> None:
+        super().__init__(message, hint=hint)
+        self.quality = quality
 
 
 def find_failures(quality: Quality, gates: QualityGates) -> tuple[str, ...]:

@@ -6,12 +6,20 @@ from typing import Any
 import click
 
 from edgebuild.cli.options import Session
+from edgebuild.cli.tables import render_table
 from edgebuild.errors import UsageError
 from edgebuild.gates import QualityGates
 from edgebuild.model.evaluation.evaluate import MOST_TOKENS
 from edgebuild.model.evaluation.inputs import load_tasks, load_text
 from edgebuild.model.importance import load_matrix
+from edgebuild.quality import Quality, quality_table
 from edgebuild.request import EvaluationRequest, ImportanceRequest
+
+
+def render_qualities(qualities: tuple[Quality, ...]) -> str:
+    """Lay figures out for a person, a model a line."""
+    header, rows = quality_table(qualities)
+    return render_table(header, rows, right=frozenset(range(1, len(header))))
 
 
 def evaluation_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from edgebuild.cli.evaluation import (
     gather_evaluation,
     gather_importance,
     importance_options,
+    render_qualities,
 )
 from edgebuild.cli.options import Session, common_options
 from edgebuild.cli.passwords import load_key, password_option
@@ -26,6 +27,7 @@ from edgebuild.model.source import ModelFile, load_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
 from edgebuild.pipeline import build_images
+from edgebuild.quality import GateError
 from edgebuild.request import BuildResult, Context, ImageRequest, LockOptions
 
 
@@ -184,7 +186,12 @@ def command(
         engine=engine,
     )
     _show_fit(found, request, session)
-    result = build_images(request, Context(host=host, store=store, progress=session.progress))
+    try:
+        result = build_images(request, Context(host=host, store=store, progress=session.progress))
+    except GateError as error:
+        if not session.quiet:
+            click.echo(render_qualities((error.quality,)), err=True)
+        raise
     if push and layout is not None:
         for reference in wishes.references:
             _push(layout, reference, session)

@@ -8,9 +8,9 @@ from edgebuild.cli.evaluation import (
     gather_evaluation,
     gather_importance,
     importance_options,
+    render_qualities,
 )
 from edgebuild.cli.options import Session, common_options
-from edgebuild.cli.tables import render_table
 from edgebuild.errors import UsageError
 from edgebuild.gates import QualityGates
 from edgebuild.judging import choose_measures
@@ -18,7 +18,7 @@ from edgebuild.model.evaluation.evaluate import Measures
 from edgebuild.model.evaluation.plot import verify_plottable, write_plot
 from edgebuild.model.source import ModelFile, load_model
 from edgebuild.pipeline import evaluate_types
-from edgebuild.quality import Quality, quality_document, quality_table
+from edgebuild.quality import Quality, quality_document
 from edgebuild.quantization import AUTO_QUANTIZATIONS, QUANTIZATIONS, needs_matrix, quality_loss
 from edgebuild.request import Context, ImportanceRequest, LockOptions
 
@@ -134,7 +134,6 @@ def _render(
     importance: ImportanceRequest | None,
     qualities: tuple[Quality, ...],
 ) -> str:
-    header, rows = quality_table(qualities)
     lines = [f"{model.spec.name}, {model.spec.parameters / 1e6:.1f} M parameters"]
     if measures.text is not None and qualities[0].text is not None:
         read = qualities[0].text
@@ -144,4 +143,4 @@ def _render(
     if importance is not None:
         name = "computed" if importance.matrix is None else importance.matrix.name
         lines.append(f"importance matrix: {name}")
-    return "\n".join(lines) + "\n" + render_table(header, rows, right=frozenset(range(1, len(header))))
+    return "\n".join(lines) + "\n" + render_qualities(qualities)
