@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from edgeserve.engine.llama import LlamaEngine
-from edgeserve.engine.protocol import EngineError, Finish, FinishReason, Request, Sampling, Token
+from edgeserve.engine.opening import open_llama
+from edgeserve.engine.protocol import Engine, EngineError, Finish, FinishReason, Request, Sampling, Token
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 from tests.support.llama import running_server, server_environment, write_runtime
@@ -33,21 +33,21 @@ def _library(llama_host: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loaded(model: Path, **settings: Any) -> Iterator[LlamaEngine]:
+def _loaded(model: Path, **settings: Any) -> Iterator[Engine]:
     given: dict[str, Any] = {"context_tokens": 256, "batch_tokens": 64, "threads": 1} | settings
-    engine = LlamaEngine((str(model),), EngineSettings(**given), Log())
+    engine = open_llama((str(model),), EngineSettings(**given), Log())
     try:
         yield engine
     finally:
         engine.close()
 
 
-def _request(engine: LlamaEngine, name: str, text: str, output_tokens: int = 12) -> Request:
+def _request(engine: Engine, name: str, text: str, output_tokens: int = 12) -> Request:
     prompt = (BOS, *engine.tokenize(text, special=False))
     return Request(id=name, prompt=prompt, output_tokens=output_tokens, sampling=_GREEDY)
 
 
-def _run(engine: LlamaEngine, request: Request) -> tuple[tuple[int, ...], Finish]:
+def _run(engine: Engine, request: Request) -> tuple[tuple[int, ...], Finish]:
     """Submit a request and step until it is over, whatever else runs; return its tokens and its end."""
     tokens: list[int] = []
     engine.submit(request)
@@ -57,7 +57,7 @@ def _run(engine: LlamaEngine, request: Request) -> tuple[tuple[int, ...], Finish
                 continue
             if isinstance(event, Token):
                 tokens.append(event.token)
-            else:
+            elif isinstance(event, Finish):
                 return tuple(tokens), event
 
 

@@ -20,6 +20,7 @@ from tests.support.asking import COMPLETION, ask
 from tests.support.chat_templates import HERMES
 from tests.support.llama import MODEL_NAME, ServerProcess, running_server
 from tests.support.scraping import values
+from tests.support.tiny_embedder import write_tiny_bert
 from tests.support.tiny_gguf import write_tiny_gguf
 
 _CHAT = "/v1/chat/completions"
@@ -136,6 +137,8 @@ def _settled(body: dict[str, Any]) -> dict[str, Any]:
         settled["logit_bias"] = {str(int(key) % _TOKENS): bias for key, bias in body["logit_bias"].items()}
     if "prompt" in body:
         settled["prompt"] = _known(body["prompt"])
+    if "input" in body:
+        settled["input"] = _known(body["input"])
     if "messages" in body:
         settled["messages"] = [_without_results(message) for message in body["messages"]]
         _settle_tools(settled)
@@ -197,6 +200,19 @@ def test_keeps_to_its_document(target: Target, path: str, mode: GenerationMode) 
     _fuzz(target, path, mode, examples=_EXAMPLES)
     well = {200} if mode is GenerationMode.POSITIVE else {400, 404}
     assert sum(count for (_, status), count in target.seen.items() if status in well) >= 50, target.seen
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_a_model_that_embeds_keeps_to_its_document(
+    llama_host: Path, tmp_path: Path, mode: GenerationMode
+) -> None:
+    model = write_tiny_bert(tmp_path / "bert.gguf")
+    with running_server(llama_host, tmp_path, model, {"server.limits.prompt_tokens": 100}) as server:
+        document = ask(server, "/openapi.json").document
+        target = Target(server=server, document=document, schema=schemathesis.openapi.from_dict(document))
+        _fuzz(target, "/v1/embeddings", mode, examples=40)
+    well = {200} if mode is GenerationMode.POSITIVE else {400, 404}
+    assert sum(count for (_, status), count in target.seen.items() if status in well) >= 25, target.seen
 
 
 @pytest.mark.parametrize("path", [_CHAT, COMPLETION])

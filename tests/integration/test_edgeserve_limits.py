@@ -15,7 +15,9 @@ import pytest
 from edgeserve.answers import End
 from edgeserve.calls import CompletionCall, Generation
 from edgeserve.deadlines import Deadlines
+from edgeserve.engine.library import Library
 from edgeserve.engine.llama import LlamaEngine
+from edgeserve.engine.model import LlamaModel
 from edgeserve.engine.protocol import Engine, Sampling
 from edgeserve.generate import Generator
 from edgeserve.log import Log
@@ -199,7 +201,8 @@ def test_the_event_loop_never_waits_for_the_engine(
         engines: list[Engine] = []
 
         def make() -> Engine:
-            engines.append(TimedEngine((str(model),), settings, Log()))
+            library = Library("", Log())
+            engines.append(TimedEngine(library, LlamaModel(library, (str(model),)), settings))
             return engines[-1]
 
         scheduler = Scheduler(make, slots=4, queue=32, log=Log(), on_change=changed.set)

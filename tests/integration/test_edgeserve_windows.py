@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeserve.engine.llama import LlamaEngine
+from edgeserve.engine.opening import open_llama
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 from edgeserve.windows import split_text
@@ -109,7 +109,7 @@ def test_windows_are_those_of_the_text(
     """The answer is what the windows get that we cut ourselves and ask for one by one."""
     monkeypatch.syspath_prepend(str(llama_host))
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(llama_host / "llama_cpp" / "lib"))
-    engine = LlamaEngine((str(tiny_model),), EngineSettings(context_tokens=64, threads=1), Log())
+    engine = open_llama((str(tiny_model),), EngineSettings(context_tokens=64, threads=1), Log())
     windows = split_text(
         _LONG,
         count_tokens=lambda piece: len(engine.tokenize(piece, special=False)),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgebuild.gguf_shards import cut_gguf, shard_names
-from edgeserve.engine.llama import LlamaEngine
+from edgeserve.engine.opening import open_llama
 from edgeserve.engine.protocol import EngineError, Request, Sampling, Token
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
@@ -101,7 +101,7 @@ def answer(files: tuple[Path, ...], llama_host: Path) -> list[int]:
         patch.syspath_prepend(str(llama_host))
         patch.setenv("LLAMA_CPP_LIB_PATH", str(llama_host / "llama_cpp" / "lib"))
         settings = EngineSettings(context_tokens=256, batch_tokens=64, slots=1, threads=1)
-        engine = LlamaEngine(tuple(map(str, files)), settings, Log())
+        engine = open_llama(tuple(map(str, files)), settings, Log())
         prompt = (BOS, *engine.tokenize("alt 42 m; obstacle 30 m left; battery 18 %", special=False))
         engine.submit(Request(id="a", prompt=prompt, output_tokens=24, sampling=Sampling(temperature=0.0)))
         tokens: list[int] = []

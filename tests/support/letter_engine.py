@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from edgeserve.answers import Output, Text
 from edgeserve.deadlines import Deadlines
 from edgeserve.engine.protocol import (
+    EmbeddingRequest,
     EngineError,
     EngineStats,
     Event,
@@ -55,7 +56,8 @@ class LetterEngine:
         self.prompts: list[str] = []
         self._requests: dict[str, Request] = {}
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | EmbeddingRequest) -> None:
+        assert isinstance(request, Request)
         if len(self.running) == self.facts.slots:
             raise EngineError("no slot is free")
         if request.prompt == (0,):

@@ -4,7 +4,7 @@ Both have the same vocabulary layout (SPM with byte tokens, ChatML control token
 bytes for the same arguments.
 
     write_tiny_gguf(path, *, dim=256, ff=512, layers=2, vocabulary_tokens=0, context_tokens=512, seed=0, dtype="f16",
-                    kv_heads=None, is_tied=False, chat_template=CHATML)
+                    kv_heads=None, is_tied=False, experts=0, pooling=None, chat_template=CHATML)
     write_scripted_gguf(path, *, scripts, loops=(), control=(), context_tokens=2048, chat_template=CHATML)
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, PoolingType, TokenType
 from gguf.constants import LlamaFileType
 
 CHATML = (
@@ -119,6 +119,7 @@ def _write(
     chat_template: str | None,
     eos: int,
     experts: int = 0,
+    pooling: PoolingType | None = None,
 ) -> Path:
     kind, file_type, numpy_type = _DTYPES[dtype]
     writer = GGUFWriter(str(path), "llama")
@@ -135,6 +136,8 @@ def _write(
         writer.add_expert_used_count(EXPERTS_USED)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(dim // heads)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
     writer.add_vocab_size(vocabulary.size)
     writer.add_tokenizer_model("llama")
     writer.add_token_list(vocabulary.texts)
@@ -172,6 +175,7 @@ def write_tiny_gguf(
     kv_heads: int | None = None,
     is_tied: bool = False,
     experts: int = 0,
+    pooling: PoolingType | None = None,
     chat_template: str | None = CHATML,
 ) -> Path:
     """Write a Llama model with random weights.
@@ -186,6 +190,7 @@ def write_tiny_gguf(
         kv_heads: Key/value heads of 64; by default half as many as attention heads.
         is_tied: Whether the embeddings are the output matrix too.
         experts: Feed-forward networks beside each other, of which each token goes through `EXPERTS_USED`; 0 for one.
+        pooling: How the header says that vectors of texts are made; None leaves the key out.
         chat_template: Jinja text; None leaves the key out.
 
     Returns:
@@ -239,6 +244,7 @@ def write_tiny_gguf(
     return _write(
         path, vocabulary, tensors, dim=dim, ff=ff, layers=layers, heads=heads, kv_heads=kv_heads,
         context_tokens=context_tokens, dtype=dtype, chat_template=chat_template, eos=EOS, experts=experts,
+        pooling=pooling,
     )  # fmt: skip
 
 

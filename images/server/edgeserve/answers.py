@@ -42,6 +42,13 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The embedding of one of the texts, as `Vector` has it; they come in the texts' order."""
+
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """The answer is complete, or all of several are; times in seconds since the request was handed over.
 
@@ -71,4 +78,4 @@ class Fault:
     retry_after_s: int = 0
 
 
-Output = Text | ToolCall | End | Fault
+Output = Text | ToolCall | Embedding | End | Fault

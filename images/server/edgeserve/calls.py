@@ -87,6 +87,15 @@ class ChatCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingCall:
+    """Texts to embed, each as text or token ids; `is_base64`: vectors are wanted in that form."""
+
+    model: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    is_base64: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionCall:
     """A text to go on with; the prompt is text or token ids."""
 

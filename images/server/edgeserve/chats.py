@@ -44,6 +44,8 @@ class ChatPrompts:
             "This model has no chat template, so it has no chat completions; use /v1/completions."
         )
         facts = engine.facts
+        if facts.vector_length:
+            return  # it does not chat
         if facts.chat_template is None:
             log.warning("chat-template", problem="the model has none; chat completions are refused")
             return

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Final
 
-from edgeserve.answers import End, Fault, Output
+from edgeserve.answers import Embedding, End, Fault, Output
 from edgeserve.engine.protocol import Request, Sampling
 
 _SEEDS: Final = 2**32 - 1  # see `Sampling`
@@ -65,6 +65,7 @@ async def answer_choices(
             elif isinstance(output, End):
                 ends[number] = output
             else:
+                assert not isinstance(output, Embedding)
                 yield dataclasses.replace(output, choice=number)
         yield _sum([ends[number] for number in range(len(requests))])
     finally:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from edgeserve.answers import End, Fault, FaultKind, Output
-from edgeserve.calls import ChatCall, CompletionCall, Generation
+from edgeserve.calls import ChatCall, CompletionCall, EmbeddingCall, Generation
 from edgeserve.chats import AnswerForm
 from edgeserve.choices import answer_choices, choice_requests
 from edgeserve.deadlines import Deadlines
-from edgeserve.engine.protocol import Request
-from edgeserve.errors import client_limit, from_fault, invalid, not_serving, queue_full
+from edgeserve.engine.protocol import EmbeddingRequest, Request
+from edgeserve.errors import ApiError, client_limit, from_fault, invalid, not_serving, queue_full
 from edgeserve.prompts import PromptMaker
 from edgeserve.records import Record
 from edgeserve.scheduler import ClientLimitError, NotServingError, Place, QueueFullError, Scheduler
@@ -52,6 +52,8 @@ class Generator:
         Raises:
             ApiError: The request cannot be admitted; nothing was yielded.
         """
+        if self._scheduler.facts.vector_length:
+            raise _not_done("embeds texts and generates none; use /v1/embeddings", "no_generation")
         place = self._reserve(record.client.account, call.generation.choices)  # 1
         try:
             form = await _in_time(self._prompts.form(call), deadlines)  # 2
@@ -63,11 +65,38 @@ class Generator:
             outputs = self._answer(answer)  # 3
             async with aclosing(outputs):
                 async for output in outputs:
-                    if isinstance(output, End):
-                        record.end, record.result = output, output.reason.value
-                        place.release()  # the engine is done with it, however slowly the client reads
-                    elif isinstance(output, Fault):
-                        record.result = output.kind.value
+                    _note(output, record, place)
+                    yield output
+        finally:
+            place.release()
+
+    async def embeddings(
+        self, call: EmbeddingCall, *, request_id: str, deadlines: Deadlines, record: Record
+    ) -> AsyncGenerator[Output, None]:
+        """Yield an `Embedding` of each text, in their order; the last output is an `End` or a `Fault`.
+
+        Raises:
+            ApiError: The model embeds nothing, or the request cannot be admitted; nothing was yielded.
+        """
+        if not self._scheduler.facts.vector_length:
+            raise _not_done(
+                "embeds no texts: its file names no way to make one vector of a text", "no_embeddings"
+            )
+        place = self._reserve(record.client.account)
+        try:
+            record.call = call
+            prompts = await _in_time(self._prompts.make_inputs(call), deadlines)
+            record.prompt = tuple(token for prompt in prompts for token in prompt)
+            outputs = self._scheduler.generate(
+                EmbeddingRequest(id=request_id, prompts=prompts),
+                client=place.client,
+                stops=(),
+                deadlines=deadlines,
+                place=place,
+            )
+            async with aclosing(outputs):
+                async for output in outputs:
+                    _note(output, record, place)
                     yield output
         finally:
             place.release()
@@ -152,6 +181,19 @@ class Generator:
             for number, prompt in enumerate(prompts)
         )
         return answer_windows(requests, generate, output_tokens=most, overlap=answer.windows.overlap)
+
+
+def _note(output: Output, record: Record, place: Place) -> None:
+    """Write down what became of a request."""
+    if isinstance(output, End):
+        record.end, record.result = output, output.reason.value
+        place.release()  # the engine is done with it, however slowly the client reads
+    elif isinstance(output, Fault):
+        record.result = output.kind.value
+
+
+def _not_done(what: str, code: str) -> ApiError:
+    return invalid(f"This model {what}.", "model", code=code)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

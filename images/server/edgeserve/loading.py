@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeserve.engine.llama import LlamaEngine
+from edgeserve.engine.opening import open_llama
 from edgeserve.engine.protocol import Engine, EngineError
 from edgeserve.log import Log
 from edgeserve.preflight.model import verify_model
@@ -20,11 +20,11 @@ def load_engine(runtime: Runtime, log: Log) -> Engine:
     """
     verify_model(runtime, log)
     if not runtime.server.trace:
-        return LlamaEngine(runtime.model.files, runtime.engine, log)
+        return open_llama(runtime.model.files, runtime.engine, log)
     from edgeserve.trace import Trace, TracedEngine  # noqa: PLC0415 - only where one is wanted
 
     try:
         trace = Trace(Path(runtime.server.trace), log, name=runtime.model.name, lanes=runtime.engine.slots)
     except OSError as error:
         raise EngineError(f"{runtime.server.trace}: cannot be written: {error.strerror or error}") from error
-    return TracedEngine(LlamaEngine(runtime.model.files, runtime.engine, log), trace)
+    return TracedEngine(open_llama(runtime.model.files, runtime.engine, log), trace)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, TypeVar
 
-from edgeserve.calls import ChatCall, CompletionCall, JsonAnswer
+from edgeserve.calls import ChatCall, CompletionCall, EmbeddingCall, JsonAnswer
 from edgeserve.chats import AnswerForm, ChatPrompts
 from edgeserve.engine.protocol import Engine, EngineError
 from edgeserve.engine.template import Segment
@@ -39,7 +40,8 @@ class PromptMaker:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
         self._chats = ChatPrompts(engine, log)
         facts = engine.facts
-        self._most_tokens = min(limits.prompt_tokens, facts.context_tokens - 1)
+        room = 0 if facts.vector_length else 1  # for an answer
+        self._most_tokens = min(limits.prompt_tokens, facts.context_tokens - room)
         self._has_windows = limits.over_long == "window"
         prompts = limits.windows if self._has_windows else 1
         self._most_characters = self._most_tokens * _MOST_CHARACTERS_PER_TOKEN * prompts
@@ -64,6 +66,31 @@ class PromptMaker:
         if self._has_windows:
             return await self._beside(lambda: self._windows(call))
         return Windows(prompts=(await self.make(call),), overlap=False)
+
+    async def make_inputs(self, call: EmbeddingCall) -> tuple[tuple[int, ...], ...]:
+        """Make the tokens of texts to embed, each with what the model wants around a text.
+
+        Raises:
+            ApiError: One is empty, too long, or holds a token that does not exist.
+        """
+        # One by one, so that others' prompts get their turn between them.
+        return tuple(
+            [
+                await self._beside(partial(self._input, text, f"input[{number}]"))
+                for number, text in enumerate(call.inputs)
+            ]
+        )
+
+    def _input(self, text: str | tuple[int, ...], field: str) -> tuple[int, ...]:
+        if isinstance(text, tuple):
+            self.check_tokens_exist(text, field)
+            tokens = text
+        else:
+            self._check_characters(len(text), field)
+            facts = self._engine.facts
+            tokens = (*facts.text_prefix, *self._engine.tokenize(text, special=False), *facts.text_suffix)
+        self._check_tokens(len(tokens), field)
+        return tokens
 
     async def form(self, call: ChatCall | CompletionCall) -> AnswerForm:
         """Make the form of the answer.

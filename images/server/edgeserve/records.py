@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgeserve.answers import End
-from edgeserve.calls import ChatCall, CompletionCall
+from edgeserve.calls import ChatCall, CompletionCall, EmbeddingCall
 from edgeserve.clients import ANONYMOUS, Client
 from edgeserve.log import Log
 
@@ -37,7 +37,7 @@ class Record:
     started: float = field(default_factory=time.monotonic)
     status: int = 0
     result: str = "error"
-    call: ChatCall | CompletionCall | None = None
+    call: ChatCall | CompletionCall | EmbeddingCall | None = None
     prompt: tuple[int, ...] = ()
     end: End | None = None
     seconds: float = 0.0

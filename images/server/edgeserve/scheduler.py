@@ -13,7 +13,7 @@ from typing import Final
 from edgeserve.answers import End, Fault, FaultKind, Output, Text
 from edgeserve.bell import Bell
 from edgeserve.deadlines import Deadlines
-from edgeserve.engine.protocol import Engine, EngineStats, ModelFacts, Request
+from edgeserve.engine.protocol import EmbeddingRequest, Engine, EngineStats, ModelFacts, Request
 from edgeserve.log import Log
 from edgeserve.worker import Delivery, Job, Worker
 
@@ -91,7 +91,7 @@ class _Mailbox:
 
     def put(self, output: Output) -> None:
         """Take an output of the engine."""
-        self.is_over = self.is_over or not isinstance(output, Text)
+        self.is_over = self.is_over or isinstance(output, (End, Fault))
         self._add(output)
 
     def expire_at(self, deadline: float, kind: FaultKind, still: Callable[[], bool] = lambda: True) -> None:
@@ -261,7 +261,7 @@ class Scheduler:
 
     async def generate(
         self,
-        request: Request,
+        request: Request | EmbeddingRequest,
         *,
         client: str,
         stops: Sequence[str],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeserve.engine.protocol import (
+    EmbeddingRequest,
     Engine,
     EngineStats,
     Event,
@@ -134,12 +135,14 @@ class TracedEngine:
         """The loaded model."""
         return self._engine.facts
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | EmbeddingRequest) -> None:
         """Take a free slot; its lane is the first that nobody holds."""
         self._engine.submit(request)
         taken = {one.lane for one in self._open.values()}
         lane = next(lane for lane in range(1, len(taken) + 2) if lane not in taken)
-        self._open[request.id] = _Open(lane, len(request.prompt))
+        prompts = (request.prompt,) if isinstance(request, Request) else request.prompts
+        tokens = sum(map(len, prompts))
+        self._open[request.id] = _Open(lane, tokens)
 
     def step(self) -> tuple[Event, ...]:
         """Run one forward pass and record it."""

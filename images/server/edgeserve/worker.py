@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from edgeserve.answers import End, Fault, FaultKind, Output, Text
+from edgeserve.answers import Embedding, End, Fault, FaultKind, Output, Text
 from edgeserve.engine.protocol import (
+    EmbeddingRequest,
     Engine,
     EngineError,
     EngineStats,
@@ -22,6 +23,7 @@ from edgeserve.engine.protocol import (
     FinishReason,
     Request,
     Sampling,
+    Vector,
 )
 from edgeserve.fair_queue import FairQueue
 from edgeserve.log import Log, described
@@ -42,7 +44,12 @@ class Job:
     __slots__ = ("client", "deliver", "first_token_at", "request", "started_at", "submitted_at", "transcript")
 
     def __init__(
-        self, request: Request, *, client: str, stops: Sequence[str], deliver: Callable[[Output], None]
+        self,
+        request: Request | EmbeddingRequest,
+        *,
+        client: str,
+        stops: Sequence[str],
+        deliver: Callable[[Output], None],
     ) -> None:
         self.request = request
         self.client = client
@@ -230,6 +237,9 @@ class Worker:
             self._end(job, event)
             return
         job.first_token_at = job.first_token_at or time.monotonic()
+        if isinstance(event, Vector):
+            self._held.append((job, Embedding(values=event.values)))
+            return
         text = job.transcript.feed(event)
         if text is not None:
             self._held.append((job, text))
@@ -268,14 +278,19 @@ class Worker:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Generate one token, so that ready means that the whole path works.
+    """Generate one token, or embed the longest text, so that ready means that the whole path works.
 
     Raises:
         EngineError: It does not.
     """
     facts = engine.facts
     prompt = (facts.bos_token,) if facts.bos_token is not None else engine.tokenize("a", special=False)
-    engine.submit(Request(id=_WARM_UP, prompt=prompt, output_tokens=1, sampling=Sampling(temperature=0.0)))
+    if facts.vector_length:
+        # Memory for a pass is taken with the first one of its length; what is too little shall show now.
+        engine.submit(EmbeddingRequest(id=_WARM_UP, prompts=(prompt[:1] * facts.context_tokens,)))
+    else:
+        sampling = Sampling(temperature=0.0)
+        engine.submit(Request(id=_WARM_UP, prompt=prompt, output_tokens=1, sampling=sampling))
     while True:
         for event in engine.step():
             if isinstance(event, Finish):

@@ -5,9 +5,18 @@ from typing import Final
 
 from edgebuild.model.evaluation.prompts_worker import Prompts
 from edgeserve.engine.library import Library
-from edgeserve.engine.llama import LlamaEngine
 from edgeserve.engine.model import LlamaModel
-from edgeserve.engine.protocol import EngineError, Finish, FinishReason, Request, Sampling, Token
+from edgeserve.engine.opening import open_llama
+from edgeserve.engine.protocol import (
+    Engine,
+    EngineError,
+    Finish,
+    FinishReason,
+    Request,
+    Sampling,
+    Token,
+    Vector,
+)
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 
@@ -47,7 +56,7 @@ def answer_tasks(
         threads=threads,
         batch_tokens=512,
     )
-    engine = LlamaEngine(files, settings, log)
+    engine = open_llama(files, settings, log)
     try:
         return _generate(engine, prompts, told)
     finally:
@@ -76,7 +85,7 @@ def _prepare(files: tuple[str, ...], tasks: Sequence[Task], log: Log) -> list[tu
 
 
 def _generate(
-    engine: LlamaEngine, prompts: Sequence[tuple[tuple[int, ...], int]], told: Callable[[str], None]
+    engine: Engine, prompts: Sequence[tuple[tuple[int, ...], int]], told: Callable[[str], None]
 ) -> list[str]:
     pieces: list[list[bytes]] = [[] for _ in prompts]
     submitted = done = 0
@@ -87,6 +96,7 @@ def _generate(
             engine.submit(Request(id=str(submitted), prompt=prompt, output_tokens=room, sampling=_GREEDY))
             submitted += 1
         for event in engine.step():
+            assert not isinstance(event, Vector)  # what embeds texts has refused the requests
             match event:
                 case Token():
                     pieces[int(event.request_id)].append(event.piece)

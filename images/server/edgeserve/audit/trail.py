@@ -19,7 +19,7 @@ from edgeserve import __version__
 from edgeserve.audit.device_key import DeviceKey, DeviceKeyError, load_key, make_key
 from edgeserve.audit.errors import AuditError
 from edgeserve.audit.files import AuditFiles, Fields, Standing, lock_folder
-from edgeserve.calls import ChatCall
+from edgeserve.calls import ChatCall, EmbeddingCall
 from edgeserve.log import Log, described, timestamp
 from edgeserve.preflight.card import load_identities, model_digest
 from edgeserve.records import Record
@@ -288,6 +288,8 @@ def _asked(record: Record) -> object:
     call = record.call
     if call is None:
         return None
+    if isinstance(call, EmbeddingCall):
+        return list(call.inputs)
     return [dict(message) for message in call.messages] if isinstance(call, ChatCall) else call.prompt
 
 

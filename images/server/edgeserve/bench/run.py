@@ -126,6 +126,8 @@ class _Bench:
             await self._changed.wait()
             if self._scheduler.state is State.FAILED:
                 raise BenchError(self._scheduler.failure, self._failure_code)
+            if self._scheduler.facts.vector_length:
+                raise BenchError("the model embeds texts; only generating is measured", exits.USAGE)
             load_s = time.monotonic() - started
             await self._round(0)
             rounds = []

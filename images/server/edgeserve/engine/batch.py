@@ -42,6 +42,12 @@ class Batch:
         """Take everything out."""
         self.size = 0
 
+    def add_whole(self, tokens: Sequence[int], *, sequence: int) -> None:
+        """Append all tokens of a sequence; all have an output."""
+        start = self.size
+        end = 1 + self.add(tokens, position=0, sequence=sequence, has_output=True)
+        self._outputs[start:end] = [1] * len(tokens)
+
     def add(self, tokens: Sequence[int], *, position: int, sequence: int, has_output: bool) -> int:
         """Append tokens that follow each other in a sequence.
 

@@ -44,27 +44,36 @@ class LlamaContext:
         self._pools = self._attach_pools()
 
     def _make(self, model: LlamaModel, settings: EngineSettings) -> int:
-        params = self._api.llama_context_default_params()
+        params = self._params(settings)
         params.n_ctx = settings.context_tokens * settings.slots
         params.n_seq_max = settings.slots
         params.n_batch = settings.batch_tokens
         params.n_ubatch = min(settings.batch_tokens, _LARGEST_PASS_TOKENS)
         # Only the last token of each sequence has an output; the default reserves one per token of the batch.
         params.n_outputs_max = settings.slots
+        # Sequences rarely share a prefix while they run, so each has its own part of the cache (llama.h, kv_unified).
+        params.kv_unified = False
+        context = self._open(
+            model, params, f"no context of {settings.slots} x {settings.context_tokens} tokens"
+        )
+        if self._api.llama_n_ctx_seq(context) < settings.context_tokens:
+            raise EngineError(f"llama.cpp gives a slot fewer than {settings.context_tokens} tokens")
+        return context
+
+    def _params(self, settings: EngineSettings) -> Any:
+        """Set what does not depend on what the context is for."""
+        params = self._api.llama_context_default_params()
         params.n_threads, params.n_threads_batch = self.threads, self.batch_threads
         params.type_k = params.type_v = getattr(self._api, _KV_TYPES[settings.kv_type])
         params.flash_attn_type = getattr(self._api, _FLASH_ATTENTION[settings.flash_attention])
-        # Sequences rarely share a prefix while they run, so each has its own part of the cache (llama.h, kv_unified).
-        params.kv_unified = False
         params.no_perf = True
+        return params
+
+    def _open(self, model: LlamaModel, params: Any, complaint: str) -> int:
         self._library.forget_complaints()
         context = self._api.llama_init_from_model(model.pointer, params)
         if not context:
-            raise EngineError(
-                f"no context of {settings.slots} x {settings.context_tokens} tokens{self._library.last_complaint()}"
-            )
-        if self._api.llama_n_ctx_seq(context) < settings.context_tokens:
-            raise EngineError(f"llama.cpp gives a slot fewer than {settings.context_tokens} tokens")
+            raise EngineError(complaint + self._library.last_complaint())
         return int(context)
 
     def _attach_pools(self) -> tuple[int, ...]:

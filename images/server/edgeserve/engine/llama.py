@@ -17,6 +17,7 @@ from edgeserve.engine.library import Library
 from edgeserve.engine.locked_memory import lock_memory
 from edgeserve.engine.model import LlamaModel
 from edgeserve.engine.protocol import (
+    EmbeddingRequest,
     EngineError,
     EngineStats,
     Event,
@@ -27,7 +28,6 @@ from edgeserve.engine.protocol import (
     Token,
 )
 from edgeserve.engine.sampling import DeadEndError, Sampler, SamplerMaker
-from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 
 _FAILURES_IN_A_ROW: Final = 3
@@ -84,15 +84,14 @@ class _Slot:
 
 
 class LlamaEngine:
-    """See `Engine`. The constructor loads the model, which takes as long as reading the file."""
+    """See `Engine`."""
 
-    def __init__(self, files: tuple[str, ...], settings: EngineSettings, log: Log) -> None:
-        library = Library(settings.library_dir, log)
+    def __init__(self, library: Library, model: LlamaModel, settings: EngineSettings) -> None:
         self._api: Any = library.api
         self._library = library
-        self._model = LlamaModel(library, files, use_mmap=settings.mmap)
-        if not self._model.is_generative:
-            raise EngineError(f"{files[0]}: the model does not generate text")
+        self._model = model
+        if not model.is_generative:
+            raise EngineError(f"{model.file}: the model neither generates text nor embeds any")
         self._llama_context = LlamaContext(library, self._model, settings)
         self._context = self._llama_context.pointer
         self._cache = Cache(self._api, self._context, self._model)
@@ -100,7 +99,7 @@ class LlamaEngine:
         self._keep_tokens = settings.keep_tokens
         if self._can_shift and not self._cache.can_shift:
             raise EngineError(
-                f"{files[0]}: past_context is shift, which this model's cache cannot do; set it to stop"
+                f"{model.file}: past_context is shift, which this model's cache cannot do; set it to stop"
             )
         self._batch = Batch(self._api, capacity=settings.batch_tokens, sequences=settings.slots)
         self._pace = Pace()
@@ -142,8 +141,10 @@ class LlamaEngine:
         """Turn text into tokens, from any thread."""
         return self._model.tokenize(text, special=special)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | EmbeddingRequest) -> None:
         """Give the request the free slot whose cache starts most like its prompt."""
+        if isinstance(request, EmbeddingRequest):
+            raise EngineError("the model embeds no texts")
         free = [slot for slot in self._slots if slot.request is None]
         if not free:
             raise EngineError("no slot is free")

@@ -19,6 +19,7 @@ class LlamaModel:
 
     def __init__(self, library: Library, files: tuple[str, ...], *, use_mmap: bool = True) -> None:
         self._api = library.api
+        self.file = files[0]
         library.forget_complaints()
         params = self._api.llama_model_default_params()
         pages = MappedPages(self._api, files)
@@ -58,9 +59,31 @@ class LlamaModel:
 
     @property
     def is_generative(self) -> bool:
-        """Whether the model turns text into text by itself: a decoder without an encoder."""
-        has_encoder = self._api.llama_model_has_encoder(self.pointer)
-        return bool(self._api.llama_model_has_decoder(self.pointer)) and not has_encoder
+        """Whether the model turns text into text by itself: a decoder that looks back only, without an encoder."""
+        api = self._api
+        has_decoder = bool(api.llama_model_has_decoder(self.pointer))
+        is_causal = self._metadata("attention.causal") != "false"
+        return has_decoder and is_causal and not api.llama_model_has_encoder(self.pointer)
+
+    @property
+    def pooling(self) -> int:
+        """How the model makes one vector of a text's (GGUF key pooling_type): llama.cpp's number of a kind, 0 for not."""
+        text = self._metadata("pooling_type")
+        return int(text) if text.isdecimal() else 0
+
+    @property
+    def vector_length(self) -> int:
+        """Length of the vectors that it makes of tokens or texts."""
+        return int(self._api.llama_model_n_embd_out(self.pointer))
+
+    def _metadata(self, key: str) -> str:
+        """Return a value of the header below the architecture's name, as llama.cpp writes it; empty if there is none."""
+        return self._value(f"{self._value('general.architecture')}.{key}")
+
+    def _value(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        size = self._api.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if size >= 0 else ""
 
     @property
     def has_state(self) -> bool:
@@ -136,17 +159,17 @@ class LlamaModel:
             )
         return ctypes.string_at(self._piece, size)
 
-    def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        """Turn text into tokens without BOS or EOS."""
+    def tokenize(self, text: str, *, special: bool, whole: bool = False) -> tuple[int, ...]:
+        """Turn text into tokens, `whole` with what the vocabulary puts around every text, such as BOS and EOS."""
         data = text.encode("utf-8")
         # One token per byte plus a leading space is the most that any vocabulary makes.
         room = len(data) + 2
         tokens = (ctypes.c_int32 * room)()
-        count = self._api.llama_tokenize(self._vocabulary, data, len(data), tokens, room, _NO, special)
+        count = self._api.llama_tokenize(self._vocabulary, data, len(data), tokens, room, whole, special)
         if count < 0:
             room = -count
             tokens = (ctypes.c_int32 * room)()
-            count = self._api.llama_tokenize(self._vocabulary, data, len(data), tokens, room, _NO, special)
+            count = self._api.llama_tokenize(self._vocabulary, data, len(data), tokens, room, whole, special)
         if count < 0:
             raise EngineError("llama.cpp could not tokenise a text")
         return tuple(tokens[:count])

@@ -75,6 +75,14 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Texts to embed, for models with `facts.vector_length`: at least one, each of 1 to `facts.context_tokens` tokens."""
+
+    id: str
+    prompts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihood:
     """A token that was possible, as text, and its natural log probability in the model's own distribution."""
 
@@ -102,6 +110,14 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """The embedding of one of a request's texts: 32-bit floats, little endian, of length 1; they come in the texts' order."""
+
+    request_id: str
+    values: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finish:
     """The end of a request, always its last event; `cached_tokens` of the prompt were not computed again."""
 
@@ -112,7 +128,7 @@ class Finish:
     output_tokens: int
 
 
-Event = Token | Finish
+Event = Token | Vector | Finish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +137,9 @@ class ModelFacts:
 
     `context_tokens` is what one slot holds, `trained_context_tokens` what the model was trained on; `can_shift` says
     that an answer may go on past the context, by forgetting what is oldest. `control_texts` are the spellings of control
-    tokens, `end_texts` those among them that end an answer.
+    tokens, `end_texts` those among them that end an answer. `vector_length` is not 0 for a model that embeds texts instead
+    of generating any; then `context_tokens` bounds one text with what stands around every one, `text_prefix` and
+    `text_suffix`.
     """
 
     description: str
@@ -139,6 +157,9 @@ class ModelFacts:
     control_texts: tuple[str, ...]
     end_texts: tuple[str, ...] = ()
     can_shift: bool = False
+    vector_length: int = 0
+    text_prefix: tuple[int, ...] = ()
+    text_suffix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,17 +176,17 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """Generates answers for up to `facts.slots` requests at the same time."""
+    """Generates answers, or embeds texts, for up to `facts.slots` requests at the same time."""
 
     @property
     def facts(self) -> ModelFacts:
         """The loaded model."""
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request | EmbeddingRequest) -> None:
         """Take a free slot; the caller has seen in `stats` that there is one.
 
         Raises:
-            EngineError: No slot is free, or the request does not fit the context.
+            EngineError: No slot is free, the request does not fit the context, or the model does not do that.
         """
 
     def step(self) -> tuple[Event, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from edgeserve.answers import End, Fault, Text, ToolCall
+from edgeserve.answers import Embedding, End, Fault, Text, ToolCall
 from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import NO_RETRY, ApiError, from_fault, not_serving
 from edgeserve.grpc.edge.v1 import inference_pb2 as pb
@@ -81,7 +81,7 @@ class Inference:
         try:
             async with asyncio.timeout_at(deadlines.end + _LAST_WRITE_S), aclosing(outputs):
                 async for output in outputs:
-                    assert not isinstance(output, ToolCall)  # no request has tools
+                    assert not isinstance(output, (ToolCall, Embedding))  # no request asks for them
                     match output:
                         case Text():
                             await context.write(pb.GenerateResponse(text=output.text))

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
-from edgeserve.answers import End, Fault, Output, Text, ToolCall
+from edgeserve.answers import Embedding, End, Fault, Output, Text, ToolCall
 from edgeserve.errors import from_fault
 from edgeserve.http.exchange import ClientGoneError, Exchange
 from edgeserve.http.shapes import DONE, Shape
@@ -50,7 +50,7 @@ async def send_answer(
         if is_stream
         else _send_whole(exchange, outputs, shape)
     )
-    await _unless_gone(exchange, _closing(outputs, send))
+    await unless_gone(exchange, _closing(outputs, send))
 
 
 async def _closing(outputs: AsyncGenerator[Output, None], send: Coroutine[Any, Any, None]) -> None:
@@ -61,6 +61,7 @@ async def _closing(outputs: AsyncGenerator[Output, None], send: Coroutine[Any, A
 async def _send_whole(exchange: Exchange, outputs: AsyncGenerator[Output, None], shape: Shape) -> None:
     parts: list[Text | ToolCall] = []
     async for output in outputs:
+        assert not isinstance(output, Embedding)
         match output:
             case Text() | ToolCall():
                 parts.append(output)
@@ -89,6 +90,7 @@ async def _send_stream(
 
 
 async def _send_part(exchange: Exchange, output: Output, shape: Shape) -> None:
+    assert not isinstance(output, Embedding)
     match output:
         case Text() | ToolCall():
             await exchange.write(shape.part(output))
@@ -99,7 +101,7 @@ async def _send_part(exchange: Exchange, output: Output, shape: Shape) -> None:
             await exchange.write(b"data: " + document + b"\n\n" + DONE, is_last=True)
 
 
-async def _unless_gone(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+async def unless_gone(exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
     """Do the work, but drop it when the client closes the connection.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
@@ -15,6 +16,7 @@ from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import ApiError, not_serving
 from edgeserve.http.answer import send_answer
 from edgeserve.http.body import BodyReader
+from edgeserve.http.embeddings import parse_embeddings, send_embeddings
 from edgeserve.http.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from edgeserve.http.schemas import parse_chat, parse_completion
 from edgeserve.http.shapes import ChatShape, CompletionShape
@@ -62,6 +64,7 @@ class App:
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._completion),
+            "/v1/embeddings": ("POST", self._embeddings),
             "/v1/models": ("GET", self._models),
             _MODEL_PREFIX + runtime.model.name: ("GET", self._model),
             "/livez": ("GET", self._livez),
@@ -146,6 +149,14 @@ class App:
         await self._answer(
             exchange, call, CompletionShape, generator=generator, deadlines=deadlines, record=record
         )
+
+    async def _embeddings(self, exchange: Exchange, record: Record) -> None:
+        deadlines, generator = self._begin()
+        document = await self._bodies.read_object(exchange)
+        call = parse_embeddings(document, model=self._runtime.model.name)
+        request_id = f"embd-{secrets.token_hex(12)}"
+        outputs = generator.embeddings(call, request_id=request_id, deadlines=deadlines, record=record)
+        await send_embeddings(exchange, outputs, call)
 
     async def _answer(
         self,

@@ -67,14 +67,7 @@ def parse_generation(
     Raises:
         ApiError: 404 for another model, 400 for anything else, naming the field.
     """
-    wanted = fields.text("model")
-    if not wanted:
-        raise fields.fault("model", "is missing", code="missing_required_parameter")
-    if wanted != model:
-        raise ApiError(
-            404, f"The model {wanted[:100]!a} does not exist; this server has '{model}'.", param="model",
-            code="model_not_found",
-        )  # fmt: skip
+    wanted = check_model(fields, model)
     is_stream = fields.flag("stream")
     output_tokens = fields.integer("max_tokens")
     if None not in {output_tokens, newer_output_tokens} and output_tokens != newer_output_tokens:
@@ -89,6 +82,23 @@ def parse_generation(
         stops=_parse_stops(fields, fields.take("stop")),
         choices=fields.integer("n") or 1,
     )
+
+
+def check_model(fields: Fields, model: str) -> str:
+    """Return the model's name.
+
+    Raises:
+        ApiError: 404 for another model, 400 for none.
+    """
+    wanted = fields.text("model")
+    if not wanted:
+        raise fields.fault("model", "is missing", code="missing_required_parameter")
+    if wanted != model:
+        raise ApiError(
+            404, f"The model {wanted[:100]!a} does not exist; this server has '{model}'.", param="model",
+            code="model_not_found",
+        )  # fmt: skip
+    return wanted
 
 
 def _parse_stream_options(fields: Fields, *, is_stream: bool) -> bool:

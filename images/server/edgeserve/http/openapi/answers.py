@@ -55,6 +55,20 @@ def answer_schemas() -> dict[str, Schema]:
             total_tokens=COUNT,
             prompt_tokens_details=whole(cached_tokens=COUNT),
         ),
+        "EmbeddingList": whole(
+            object={"const": "list"},
+            data=array(ref("Embedding"), least=1),
+            model=TEXT,
+            usage=whole(prompt_tokens=COUNT, total_tokens=COUNT),
+        ),
+        "Embedding": whole(
+            object={"const": "embedding"},
+            index=COUNT,
+            embedding={
+                "anyOf": [array({"type": "number"}), TEXT],
+                "description": "A vector of length 1: numbers, or 32-bit floats, little endian, in base64.",
+            },
+        ),
         **_logprobs_schemas(),
         **_other_schemas(),
     }
@@ -125,7 +139,7 @@ def refusals() -> dict[str, Schema]:
     return {
         "Invalid": _refusal(
             "A fault of the request; `param` names the field. Codes: the field's fault, `unsupported_schema`, "
-            "`context_length_exceeded`, `no_chat_template`, `chat_template_error`, `invalid_json`."
+            "`context_length_exceeded`, `no_generation`, `no_embeddings`, `no_chat_template`, `chat_template_error`, `invalid_json`."
         ),
         "Unauthorized": _refusal(
             "`missing_api_key`, `invalid_api_key`.", {"WWW-Authenticate": {"required": True, "schema": TEXT}}

@@ -49,6 +49,7 @@ def make_document(runtime: Runtime, *, ways: Sequence[Sequence[str]]) -> Documen
             "post": _generating("createChatCompletion", "Go on with a chat", "ChatCompletion")
         },
         "/v1/completions": {"post": _generating("createCompletion", "Go on with a text", "Completion")},
+        "/v1/embeddings": {"post": _embedding()},
         "/v1/models": {"get": _reading("listModels", "List the one model", "ModelList", "401")},
         "/v1/models/{model}": {
             "parameters": [
@@ -81,6 +82,24 @@ def make_document(runtime: Runtime, *, ways: Sequence[Sequence[str]]) -> Documen
             "schemas": request_schemas(runtime.server.limits, model=runtime.model.name) | answer_schemas(),
             "responses": refusals(),
             "securitySchemes": {name: _SCHEMES[name] for way in ways for name in way},
+        },
+    }
+
+
+def _embedding() -> Document:
+    return {
+        "operationId": "createEmbedding",
+        "summary": "Embed texts, by models that are made for that",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ref("EmbeddingRequest")}},
+        },
+        "responses": {
+            "200": {
+                "description": "A vector for each text.",
+                "content": {"application/json": {"schema": ref("EmbeddingList")}},
+            },
+            **_refused(*_STATUSES),
         },
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from edgeserve.http.embeddings import ENCODINGS, MOST_INPUTS
+from edgeserve.http.embeddings import FIELDS as EMBEDDING_FIELDS
 from edgeserve.http.fields import Integer, Kind, Kinds, Neutral, Number
 from edgeserve.http.generation import (
     BIAS,
@@ -54,6 +56,8 @@ _TEXTS: Final[Mapping[str, str]] = {
     "function": "The function.",
     "parameters": "JSON Schema of the arguments, of the type object. Followed exactly; where that cannot be, it is refused if `strict`, and otherwise any object will do.",
     "arguments": "A JSON object, written as a text.",
+    "input": "One or several texts, each as text or as a list of token ids.",
+    "encoding_format": "The form of the vectors.",
     "role": "`developer` is the same as `system`.",
     "content": "Text, or parts that are joined.",
     "type": "What it is.",
@@ -85,6 +89,15 @@ def request_schemas(limits: LimitSettings, *, model: str) -> dict[str, Schema]:
             completion_fields(limits),
             required=("model", "prompt"),
             own=_generation(model) | {"prompt": _prompt()},
+        ),
+        "EmbeddingRequest": _object(
+            EMBEDDING_FIELDS,
+            required=("model", "input"),
+            own={
+                "model": {"const": model},
+                "input": _input(),
+                "encoding_format": {"type": "string", "enum": list(ENCODINGS), "default": ENCODINGS[0]},
+            },
         ),
         "StreamOptions": _object(STREAM_OPTIONS),
         "Message": _object(
@@ -177,6 +190,12 @@ def _stop() -> Schema:
 def _prompt() -> Schema:
     one = {"anyOf": [TEXT, _TOKENS]}
     return {"anyOf": [TEXT, _TOKENS, array(one, least=1, most=1)]}
+
+
+def _input() -> Schema:
+    text: Schema = {"type": "string", "minLength": 1}
+    one = {"anyOf": [text, _TOKENS]}
+    return {"anyOf": [text, _TOKENS, array(one, least=1, most=MOST_INPUTS)]}
 
 
 def _form(kind: str) -> Schema:
