@@ -31,6 +31,7 @@ from tests.support.built import Edgebuild, make_edgebuild, open_store
 from tests.support.checkpoints import DEMO, change_json, copy_demo, read_tensors, shard_demo, write_tensors
 from tests.support.hub import LoopbackHub, running_hub
 from tests.support.small_disk import SmallDisk
+from tests.support.torch import LendStore
 from tests.unit.artifacts.telling import Told
 
 WEIGHTS = ".safetensors"
@@ -44,7 +45,7 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture
-def own_store(lend_store: Callable[[Path], Path], tmp_path: Path) -> Path:
+def own_store(lend_store: LendStore, tmp_path: Path) -> Path:
     return lend_store(tmp_path / "store")
 
 
@@ -99,7 +100,10 @@ def test_demo_models_folder_becomes_the_file_that_ships(own_store: Path) -> None
     assert not list((own_store / "v1" / "temporary").glob("*"))
 
 
-def test_image_of_a_folder_answers_and_says_how_it_was_made(command: Edgebuild, built_lock: Path) -> None:
+def test_image_of_a_folder_answers_and_says_how_it_was_made(
+    lend_store: LendStore, built_lock: Path, tmp_path: Path
+) -> None:
+    command = make_edgebuild(tmp_path, lend_store(tmp_path / "store", everything=True))
     document = command.json(
         "image", "--profile", "x86", "--model", DEMO, "--lock", built_lock, timeout_s=1800
     )
@@ -198,9 +202,7 @@ def test_nothing_is_set_up_where_only_the_lock_may_be_used(
     assert "edgebuild model setup" in done.stderr
 
 
-def test_full_disk(
-    lend_store: Callable[[Path], Path], make_disk: Callable[[int], SmallDisk], tmp_path: Path
-) -> None:
+def test_full_disk(lend_store: LendStore, make_disk: Callable[[int], SmallDisk], tmp_path: Path) -> None:
     disk = make_disk(24 << 20)
     command = make_edgebuild(tmp_path, lend_store(disk.path / "store"))
     disk.fill(leave_bytes=3 << 20)

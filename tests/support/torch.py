@@ -1,8 +1,8 @@
 """The environment of torch and transformers and llama.cpp's converter, as users get them, in the store that all test runs share."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -28,20 +28,28 @@ def converter_folder(built_store: Path) -> Path:
     return unpack_converter(find_archive(sources), sources=sources, store=store, progress=SilentProgress())
 
 
-@pytest.fixture
-def lend_store(
-    built_store: Path, torch_packages: TorchEnvironment, converter_folder: Path
-) -> Callable[[Path], Path]:
-    """`lend_store(folder)` makes a store there that has what the shared one has, but models: a test's own to break."""
+class LendStore(Protocol):
+    """Makes a store of a test's own; see `lend_store`."""
 
-    def lend(folder: Path) -> Path:
+    def __call__(self, folder: Path, *, everything: bool = False) -> Path:
+        """Make it in a folder that is not there yet and return that."""
+        ...
+
+
+@pytest.fixture
+def lend_store(built_store: Path, torch_packages: TorchEnvironment, converter_folder: Path) -> LendStore:
+    """A test's own store to break: it has what converting needs, or all that the shared one has but models."""
+    assert torch_packages.packages is not None
+    needed = {torch_packages.packages.parent.name, converter_folder.name}
+
+    def lend(folder: Path, *, everything: bool = False) -> Path:
         base = folder / "v1"
         for kind in ("artifact", "download", "layer"):
             (base / kind).mkdir(parents=True)
             for seal in (built_store / "v1" / kind).glob("*.seal"):
                 entry = seal.with_suffix("")
                 # Another test may be removing what it made.
-                if entry.is_dir():
+                if entry.is_dir() and (everything or entry.name in needed):
                     (base / kind / entry.name).symlink_to(entry)
                     shutil.copy2(seal, base / kind)
         (base / "scratch").mkdir()

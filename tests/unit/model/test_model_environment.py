@@ -1,10 +1,13 @@
 """The environment of torch: made by the real uv, from folders of small wheels and a loopback index."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import StoreError, ToolError
@@ -152,3 +155,39 @@ def test_a_full_disk_leaves_nothing(setup: Setup, make_disk: Callable[[int], Sma
     disk.make_room()
     assert setup.make().packages is not None
     assert setup.store.verify() == ()
+
+
+@pytest.mark.parametrize(("torch", "is_own"), [("2.13.0+cpu", True), ("2.0.0", False), ("", False)])
+def test_a_python_that_has_the_extra_is_taken_as_it_is(tmp_path: Path, torch: str, is_own: bool) -> None:
+    """In a process of its own, whose packages are described and no more: their versions decide."""
+    wanted = [
+        Requirement(line)
+        for line in metadata.requires("edgebuild") or ()
+        if "convert" in line.partition(";")[2]
+    ]
+    assert "transformers" in {requirement.name for requirement in wanted}
+    found = {spec.name: part.version for spec in wanted for part in spec.specifier if part.operator == ">="}
+    found["torch"] = torch
+    for name, version in found.items():
+        if version:
+            info = tmp_path / f"{name}-{version}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    code = (
+        "from pathlib import Path\nfrom edgebuild.artifacts.store import Store\n"
+        "from edgebuild.model.environment import torch_environment, torch_identity\n"
+        "from edgebuild.progress import SilentProgress\nfrom tests.unit.artifacts.telling import host_at\n"
+        f"host = host_at(Path({str(tmp_path)!r}))\nprint(torch_identity(host))\n"
+        "store = Store(host.cache_directory)\n"
+        "print(torch_environment(host=host, store=store, progress=SilentProgress(), may_fetch=False).packages)"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[3]}"}
+    done = run([sys.executable, "-c", code], environment=environment, check=False)
+    if is_own:
+        identity, packages = done.stdout.splitlines()
+        assert "torch 2.13.0+cpu, " in identity
+        assert f"transformers {found['transformers']}" in identity
+        assert packages == "None"
+    else:
+        assert done.stdout.startswith("pinned sha256:")
+        assert "--locked fetches nothing" in done.stderr
