@@ -83,7 +83,7 @@ def test_image_of_a_hubs_model_says_where_it_came_from(
     assert TOKEN not in done.stderr + done.stdout
     files = config_files(edgebuild.folder / "build", document)
     assert json.loads(files["etc/edgebuild/model.json"])["source"] == source | {
-        "quantization": "F16", "quantized_by": "llama_model_quantize Q8_0",
+        "quantization": "F16", "quantized_by": "llama_model_quantize Q8_0", "importance_matrix": None,
     }  # fmt: skip
     assert str(source["reference"]) in files["etc/edgebuild/README.md"].decode()
     hub.server.pages.clear()
