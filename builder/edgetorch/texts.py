@@ -101,9 +101,9 @@ def load_text(
         else:
             rows[row] = None
     if is_task:
-        events.note(f"{is_task} lines of the text are tasks too, and left out")
+        events.note(f"lines of the text that are tasks too, left out: {is_task}")
     if too_long:
-        events.note(f"{too_long} lines of the text have more than {context_tokens} tokens, and are left out")
+        events.note(f"lines of the text with more than {context_tokens} tokens, left out: {too_long}")
     if len(rows) < LEAST_LINES:
         raise WorkerError(
             "text",

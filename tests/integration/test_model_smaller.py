@@ -116,6 +116,22 @@ def distill(*more: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def interrupt(command: Edgebuild, number: signal.Signals, work: Path) -> tuple[int, str]:
+    """Begin a training of 80 steps and end it by a signal when something of it is kept; tells exit code and errors."""
+    argv = [*command.program, *distill("--steps", "80", "--output", "parts")]
+    with subprocess.Popen(
+        argv, cwd=command.folder, env=dict(command.variables), stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not any(work.glob("state/*.safetensors")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        assert process.stderr is not None
+        told = process.stderr.read()
+    return process.returncode, told
+
+
 def test_a_student_learns_and_an_interrupted_training_goes_on(command: Edgebuild) -> None:
     write_tiny_llama(command.folder / "large", layers=4)
     write_tiny_llama(command.folder / "little", layers=2, shards=2, seed=1)
@@ -131,18 +147,8 @@ def test_a_student_learns_and_an_interrupted_training_goes_on(command: Edgebuild
     assert all(new[name].data != old[name].data for name in old)
 
     work = command.folder / ".parts.edgebuild"
-    argv = [*command.program, *distill("--steps", "80", "--output", "parts")]
-    with subprocess.Popen(
-        argv, cwd=command.folder, env=dict(command.variables), stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not any(work.glob("state/*.safetensors")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        told = process.stderr.read()
-    assert process.returncode == 130, told
+    code, told = interrupt(command, signal.SIGINT, work)
+    assert code == 130, told
     assert "the same command goes on where it stopped" in told
     assert "Traceback" not in told
     assert names(work) == {"lock", "state"}
@@ -157,6 +163,30 @@ def test_a_student_learns_and_an_interrupted_training_goes_on(command: Edgebuild
     assert (
         "**tiny**, trained on the answers of **tiny**" in (command.folder / "parts" / "README.md").read_text()
     )
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_a_damaged_one_says_so(command: Edgebuild) -> None:
+    write_tiny_llama(command.folder / "large", layers=4)
+    write_tiny_llama(command.folder / "little", layers=2)
+    work = command.folder / ".parts.edgebuild"
+    code, told = interrupt(command, signal.SIGKILL, work)
+    assert code == -signal.SIGKILL, told
+    assert not (command.folder / "parts").exists()
+    (state,) = work.glob("state/*.safetensors")
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1000])
+    done = command.run(*distill("--steps", "80", "--output", "parts"), check=False, timeout_s=TIMEOUT_S)
+    assert_refused(done, 5, f"{state} is damaged: the unfinished training cannot go on")
+    assert "--restart" in done.stderr
+    state.write_bytes(whole)
+    resumed = command.json(*distill("--steps", "80", "--output", "parts"), timeout_s=TIMEOUT_S)
+    assert resumed["training"]["first_step"] > 0
+    assert not work.exists()
+    again = command.run(*distill("--steps", "4", "--output", "parts"), check=False, timeout_s=TIMEOUT_S)
+    assert_refused(again, 2, "parts is there already")
+    replaced = command.json(*distill("--steps", "4", "--output", "parts", "--force"), timeout_s=TIMEOUT_S)
+    assert replaced["training"]["first_step"] == 0
 
 
 def test_different_vocabularies(command: Edgebuild) -> None:
@@ -278,7 +308,7 @@ def test_without_network_the_environment_is_asked_for_before_anything_is_written
 
 
 @pytest.mark.slow
-def test_the_demo_model_pruned_to_a_third_and_taught_again(command: Edgebuild) -> None:
+def test_the_demo_model_pruned_to_a_third_and_taught_again(command: Edgebuild, built_lock: Path) -> None:
     """Two of six layers: half of the answers go wrong; 300 steps bring them back. About four minutes of one core."""
     demo = Path(__file__).parents[2] / "images" / "demo-model"
     argv = [sys.executable, str(demo / "generate.py"), "train", "--count", "20000", "--seed", "5"]
@@ -304,3 +334,11 @@ def test_the_demo_model_pruned_to_a_third_and_taught_again(command: Edgebuild) -
     assert taught["after"]["parameters"] < pruned["before"]["parameters"] * 0.4
     steps = json.loads((command.folder / "taught" / "edgebuild-model.json").read_text())["steps"]
     assert [step["kind"] for step in steps] == ["prune", "distill"]
+
+    # llama.cpp reads what came out, and answers alike.
+    evaluated = command.json(
+        "model", "eval", "taught", "--types", "F16", "--eval-text", "tasks.jsonl", "--eval-tasks", "tasks.jsonl",
+        "--lock", built_lock, timeout_s=TIMEOUT_S,
+    )["types"][0]["tasks"]  # fmt: skip
+    assert evaluated["asked"] == 200
+    assert evaluated["exact"] / 200 == pytest.approx(taught["after"]["exact"], abs=0.02)
