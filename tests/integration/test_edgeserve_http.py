@@ -108,7 +108,7 @@ def test_other_content_types_are_refused(scripted_server: ServerProcess) -> None
 
 def test_unknown_paths_and_methods(scripted_server: ServerProcess) -> None:
     assert _ask(scripted_server, "/nowhere")[0] == 404
-    assert _ask(scripted_server, "/v1/embeddings", {})[0] == 404
+    assert _ask(scripted_server, "/v1/images/generations", {})[0] == 404
     status, document, headers = _ask(scripted_server, _CHAT)
     assert (status, headers["allow"], document["error"]["code"]) == (405, "POST", "method_not_allowed")
     assert _ask(scripted_server, "/readyz", {})[0] == 405
