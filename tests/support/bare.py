@@ -22,6 +22,7 @@ USER = "stranger"
 _NETWORK_VARIABLES = (
     "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "PIP_CERT", "REQUESTS_CA_BUNDLE", "PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "PIP_DEFAULT_TIMEOUT",
+    "PIP_FIND_LINKS",
 )  # fmt: skip
 
 _ENTER = """set -eu
@@ -112,6 +113,10 @@ def make_bare_machine(folder: Path) -> BareMachine:
         if Path(source).is_file():
             (root / source[1:]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, root / source[1:])
+    # Folders of wheels that pip is configured with are part of the index.
+    for place in os.environ.get("PIP_FIND_LINKS", "").split():
+        if place.startswith("/") and Path(place).is_dir():
+            shutil.copytree(place, root / place[1:])
     if (root / "etc/apt/sources.list.d/debian.sources").exists():
         (root / "etc/apt/sources.list").unlink(missing_ok=True)
     subprocess.run(
