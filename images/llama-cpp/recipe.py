@@ -12,6 +12,7 @@ time; the loops that quantise are C.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,16 +107,16 @@ def is_wanted_source(name: str) -> bool:
     return name in {f"llama_cpp/{module}" for module in MODULES} | {"LICENSE.md"}
 
 
-def write_wrappers(arguments: Arguments, folder: Path) -> None:
-    """Write programs that call zig as a compiler for the target."""
-    zig = arguments.tools("compiler") / "ziglang/zig"
+def write_wrappers(arguments: Arguments, folder: Path, *, flags: tuple[str, ...]) -> None:
+    """Write programs that call zig as a compiler for the target, always with `flags`, which may hold spaces."""
+    zig = shlex.quote(str(arguments.tools("compiler") / "ziglang/zig"))
     translate = "".join(f"-march={march}) word=-mcpu={cpu};;" for march, cpu in MARCH.items())
     compiler = (
         "#!/bin/sh\n"
         f'for word do shift; case "$word" in {translate} esac; set -- "$@" "$word"; done\n'
-        f'exec "{zig}" COMMAND -target {TARGETS[arguments.machine]} "$@"\n'
+        f'exec {zig} COMMAND -target {TARGETS[arguments.machine]} {shlex.join(flags)} "$@"\n'
     )
-    plain = f'#!/bin/sh\nexec "{zig}" COMMAND "$@"\n'
+    plain = f'#!/bin/sh\nexec {zig} COMMAND "$@"\n'
     folder.mkdir()
     for command, text in (("cc", compiler), ("c++", compiler), ("ar", plain), ("ranlib", plain)):
         wrapper = folder / command
@@ -146,8 +147,12 @@ def compile_libraries(arguments: Arguments, work: Path, *, optimize: bool) -> No
     """Configure and build the target "llama", which pulls in ggml and every variant."""
     tools, source, destination = arguments.tools("compiler"), work / "source/vendor/llama.cpp", work / "build"
     wrappers = work / "zig"
-    write_wrappers(arguments, wrappers)
-    flags = f"-g0 -ffile-prefix-map={source}=. -ffile-prefix-map={destination}=build"
+    # In the wrappers, since CMake splits flags at spaces, which folders may have.
+    write_wrappers(
+        arguments,
+        wrappers,
+        flags=("-g0", f"-ffile-prefix-map={source}=.", f"-ffile-prefix-map={destination}=build"),
+    )
     link = "-Wl,--build-id=none -s"
     options = (
         *OPTIONS,
@@ -159,9 +164,6 @@ def compile_libraries(arguments: Arguments, work: Path, *, optimize: bool) -> No
         f"CMAKE_AR={wrappers}/ar",
         f"CMAKE_RANLIB={wrappers}/ranlib",
         f"CMAKE_MAKE_PROGRAM={tools}/ninja",
-        f"CMAKE_C_FLAGS={flags}",
-        f"CMAKE_CXX_FLAGS={flags}",
-        f"CMAKE_ASM_FLAGS={flags}",
         "CMAKE_C_FLAGS_RELEASE=-O3 -DNDEBUG",
         # Without optimisation zig would add checks of undefined behaviour.
         f"CMAKE_CXX_FLAGS_RELEASE={'-O3' if optimize else '-O0 -fno-sanitize=all'} -DNDEBUG",
