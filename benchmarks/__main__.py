@@ -26,6 +26,7 @@ GROUPS = {
     "startup": "edgebuild --help",
     "header": "edgebuild fit of a large model",
     "memory": "memory planned beside what running images take",
+    "quantize": "quantising",
     "builds": "builds with a warm store: time, sizes, memory",
     "model": "a new large model to a layout",
     "push": "push to a registry",
