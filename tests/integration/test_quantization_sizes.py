@@ -167,8 +167,9 @@ def test_sizes_are_computed_to_the_byte(worker: Worker, name: str) -> None:
     assert made.file_bytes == expected.file_bytes
 
 
+# A model is never made what it is already.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUANTIZATIONS)
+@pytest.mark.parametrize("name", [name for name in QUANTIZATIONS if name != "F16"])
 def test_every_type_is_made_or_refused_for_its_matrix(worker: Worker, name: str) -> None:
     if needs_matrix(name):
         with pytest.raises(ModelError, match="matrix"):
