@@ -1,5 +1,6 @@
 """docs/serving.md: its commands are run, and a real server is asked with what they made."""
 
+import os
 import re
 import shutil
 import ssl
@@ -39,8 +40,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _curl(server: ServerProcess, folder: Path, number: int) -> str:
-    """Run a curl command of the page against the server."""
+def _curl(server: ServerProcess, folder: Path, number: int, *, program: Path) -> str:
+    """Run a curl command of the page against the server; `program` is the folder of curl."""
     commands = [
         line[2:] for block in _blocks("console") for line in block.splitlines() if line.startswith("$ curl")
     ]
@@ -48,6 +49,7 @@ def _curl(server: ServerProcess, folder: Path, number: int) -> str:
     done = subprocess.run(
         ["sh", "-c", command + " --silent --show-error --fail --ipv4"],
         cwd=folder,
+        env={"PATH": f"{program}:{os.defpath}"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -63,9 +65,11 @@ def _curl(server: ServerProcess, folder: Path, number: int) -> str:
 )
 def test_the_page_works(
     made: Path,
+    curl_folder: Path,
     llama_host: Path,
     scripted_model: Path,
     tmp_path: Path,
+    *,
     number: int,
     mounted: tuple[str, ...],
     client: str,
@@ -80,7 +84,7 @@ def test_the_page_works(
             (folder / "ca.crt").unlink()
         settings["server.access.tls_folder"] = str(folder)
     with running_server(llama_host, tmp_path, scripted_model, settings) as server:
-        assert '"object":"list"' in _curl(server, made, number)
+        assert '"object":"list"' in _curl(server, made, number, program=curl_folder)
         server.wait_for(f"client={client} status=200")
 
 

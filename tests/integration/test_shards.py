@@ -90,7 +90,11 @@ def extract(build: Build, digests: list[str], folder: Path) -> tuple[Path, ...]:
         with tarfile.open(build.blob(digest)) as archive:
             assert archive.getnames()[0] == "models"
             (member,) = (member for member in archive if member.isfile())
-            archive.extract(member, folder, filter="data")
+            content = archive.extractfile(member)
+            assert content is not None
+            (folder / member.name).parent.mkdir(parents=True, exist_ok=True)
+            with content, (folder / member.name).open("wb") as file:
+                shutil.copyfileobj(content, file)
             paths.append(folder / member.name)
     return tuple(paths)
 

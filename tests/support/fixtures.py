@@ -1,6 +1,7 @@
 """Fixtures of real peers. `--require-tools` turns a peer that cannot be had from a skip into a failure."""
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -119,6 +120,25 @@ def skopeo(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Tool:
     return Tool(
         path=prefix / program, home=tmp_path_factory.mktemp("skopeo"), prefix=loader_argv(prefix, program)
     )
+
+
+@pytest.fixture(scope="session")
+def curl_folder(peers: Peers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH that holds curl, started by the loader of its own suite."""
+    prefix = peers.get(lambda: peer_prefix("curl"))
+    folder = tmp_path_factory.mktemp("curl")
+    # Packages of Debian 12 have the loader and libc below /lib still.
+    old, usual = prefix / "lib/x86_64-linux-gnu", prefix / "usr/lib/x86_64-linux-gnu"
+    argv = [
+        str(old / "ld-linux-x86-64.so.2"),
+        "--library-path",
+        f"{old}:{usual}",
+        str(prefix / "usr/bin/curl"),
+    ]
+    program = folder / "curl"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
+    program.chmod(0o755)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,10 +40,16 @@ _STARTUP_S = 30.0
 
 
 @pytest.fixture(scope="session")
-def llama_host(built_store: Path, built_lock: Path) -> Path:
-    """The folder that holds the package `llama_cpp` for this machine, as it goes into images; EDGEBUILD_LLAMA_HOST names another."""
+def llama_host(built_store: Path, built_lock: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds the package `llama_cpp` for this machine, as it goes into images; EDGEBUILD_LLAMA_HOST names another.
+
+    It is a copy: a test's Python may write bytecode, which in the store would be damage.
+    """
     given = os.environ.get("EDGEBUILD_LLAMA_HOST")
-    return Path(given) if given else host_artifact(ARTIFACTS[Role.ENGINE], built_store, built_lock)
+    if given:
+        return Path(given)
+    tree = host_artifact(ARTIFACTS[Role.ENGINE], built_store, built_lock)
+    return shutil.copytree(tree, tmp_path_factory.mktemp("llama") / "tree")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """llama.cpp's converter, out of the very source archive that the engine in the image is built from."""
 
+import shutil
 import tarfile
 import zlib
 from pathlib import Path
@@ -40,9 +41,9 @@ def unpack_converter(archive: LockedInput, *, sources: Sources, store: Store, pr
                 with tarfile.open(path) as opened:
                     for member in opened:
                         inside = member.name.partition("/vendor/llama.cpp/")[2]
-                        if member.isfile() and inside.split("/")[0] in _PARTS:
-                            member.name = inside
-                            opened.extract(member, folder, filter="data")
+                        parts = inside.split("/")
+                        if member.isfile() and parts[0] in _PARTS and ".." not in parts:
+                            _write(opened, member, folder / inside)
             except (tarfile.TarError, zlib.error, EOFError) as error:
                 raise ToolError(
                     f"{archive.file} cannot be unpacked: {error}", hint="run `edgebuild cache verify`"
@@ -53,3 +54,12 @@ def unpack_converter(archive: LockedInput, *, sources: Sources, store: Store, pr
             )
 
     return store.make("artifact", key, build).resolve()
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Unpack a file. TarFile.extract has no filters before Python 3.11.4, and warns without one later."""
+    content = archive.extractfile(member)
+    assert content is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with content, path.open("wb") as file:
+        shutil.copyfileobj(content, file)
