@@ -58,7 +58,7 @@ class Target:
         return answers(self.server, context=self.context)
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
+@pytest.fixture(scope="module", params=["plain", pytest.param("tls", marks=pytest.mark.slow)])
 def target(
     request: pytest.FixtureRequest,
     llama_host: Path,

@@ -15,7 +15,7 @@ from tests.support.mirror import Fault, Mirror, running_mirror
 
 DEB = "ca-certificates_"
 WHEEL = "uvicorn-"
-QUICK_REFUSALS = {(DEB, 404), (WHEEL, 503), ("/simple/uvicorn", 403)}
+QUICK_REFUSALS = {(DEB, 404), ("/simple/uvicorn", 403)}
 
 
 @pytest.fixture
@@ -118,6 +118,7 @@ def test_a_slow_mirror_is_waited_for(thirsty: Bench, mirror: Mirror) -> None:
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [DEB, WHEEL])
 @pytest.mark.parametrize(
     "is_same_size", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["same size", "shorter"]
@@ -213,6 +214,7 @@ def test_a_mirror_that_says_nothing_more(thirsty: Bench, mirror: Mirror, part: s
     thirsty.assert_sound()
 
 
+@pytest.mark.slow
 def test_resolving_with_a_mirror_that_is_away(bench: Bench, mirror: Mirror) -> None:
     """apt asks three times before it gives up."""
     away = f"http://127.0.0.1:{closed_port()}/debian"

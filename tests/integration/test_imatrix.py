@@ -89,6 +89,7 @@ def test_recorded_in_the_image(ours: Edgebuild) -> None:
     assert _card(ours.folder / "build", plain)[0]["source"]["importance_matrix"] is None
 
 
+@pytest.mark.slow
 def test_a_file_gives_what_auto_gave(ours: Edgebuild, built_store: Path) -> None:
     options = ("model", "eval", "--types", "Q3_K_S", "--eval-tokens", "1024")
     auto = ours.json(*options, "--imatrix", "auto")["types"][1]

@@ -214,6 +214,7 @@ def test_place_that_cannot_be_written(desk: Desk, resolved: Lock, tmp_path: Path
     assert "--lock" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_mirror_that_is_none_is_one_clear_error(desk: Desk) -> None:
     host = desk.host(network=True)
     sources = Sources(
