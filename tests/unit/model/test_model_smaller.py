@@ -1,6 +1,9 @@
 """What `edgebuild model prune` and `distill` refuse before any weights are loaded, and the folders that they write."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +19,28 @@ from edgebuild.model.smaller.prune import PruneRequest, layers_to_drop, prune_mo
 from edgebuild.model.smaller.text import check_text
 from edgebuild.progress import SilentProgress
 from tests.support.tiny_llama import write_tiny_llama
+
+# Replaces a folder and is killed after so many renames, before whatever comes next.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edgebuild.model.smaller.draft import drafted
+
+output, renames, state = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+done = []
+
+def watch(event, arguments):
+    if event in ("os.rename", "shutil.rmtree"):
+        if len(done) == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(event)
+
+with drafted(output) as draft:
+    (draft.folder / "config.json").write_text("new")
+    if state:
+        (draft.state / "kept").write_text(state)
+    sys.addaudithook(watch)
+"""
 
 
 @pytest.fixture
@@ -195,6 +220,39 @@ class TestOutput:
         with drafted(tmp_path / "c") as draft:
             assert (draft.state / "kept").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+    @pytest.mark.parametrize("renames", [1, 2])
+    @pytest.mark.parametrize("has_state", [False, True])
+    def test_a_run_killed_while_it_replaces_loses_nothing(
+        self, tiny: Path, tmp_path: Path, renames: int, *, has_state: bool
+    ) -> None:
+        output, work = write_tiny_llama(tmp_path / "out"), tmp_path / ".out.edgebuild"
+        (output / "config.json").write_text("{}")
+        argv = [sys.executable, "-c", KILLED, str(output), str(renames), "steps" if has_state else ""]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (work / "before" / "config.json").read_text() == "{}"
+        assert output.exists() == (renames == 2)
+
+        with pytest.raises(UsageError, match="is there already"):
+            verify_output(output, replace=False, sources=(tiny,))
+        verify_output(output, replace=True, sources=(tiny,))
+        with pytest.raises(ToolError), drafted(output) as draft:
+            draft.folder.rmdir()
+        assert (output / "config.json").read_text() == ("{}" if renames == 1 else "new")
+        assert work.exists() == has_state
+        with drafted(output) as draft:
+            (draft.folder / "config.json").write_text("newest")
+        assert (output / "config.json").read_text() == "newest"
+        assert not work.exists()
+
+    def test_a_failed_rename_takes_back_what_was_there(self, tmp_path: Path) -> None:
+        output = write_tiny_llama(tmp_path / "out")
+        names = {path.name for path in output.iterdir()}
+        with pytest.raises(ToolError), drafted(output) as draft:
+            draft.folder.rmdir()
+        assert {path.name for path in output.iterdir()} == names
+        assert not (tmp_path / ".out.edgebuild").exists()
 
     def test_two_runs_do_not_write_the_same(self, tmp_path: Path) -> None:
         caught: list[EdgebuildError] = []

@@ -2,6 +2,7 @@
 
 .NAME.edgebuild/         beside the folder NAME that is to be; gone when the work is done
 .NAME.edgebuild/model/   what becomes NAME by one rename
+.NAME.edgebuild/before/  what was NAME, while the new one takes its place
 .NAME.edgebuild/state    the unfinished training, if there is one
 """
 
@@ -47,6 +48,11 @@ def verify_output(output: Path, *, replace: bool, sources: tuple[Path, ...]) -> 
                 f"--output {output} is or holds the model that is read", hint="choose another --output"
             )
     if not output.exists() and not output.is_symlink():
+        if _aside(output).exists() and not replace:
+            raise UsageError(
+                f"{output} is there already, set aside as {_aside(output)} by a run that was killed",
+                hint="choose another --output, or replace it with --force",
+            )
         return
     if not replace:
         raise UsageError(
@@ -70,7 +76,7 @@ def drafted(output: Path) -> Iterator[Draft]:
         UsageError: Another run writes the same.
         ToolError: The folder cannot be made, or the disk is full.
     """
-    work = output.with_name(f".{output.name}.edgebuild")
+    work = _work(output)
     made = _missing_parents(output)
     try:
         try:
@@ -93,30 +99,43 @@ def drafted(output: Path) -> Iterator[Draft]:
 def _fill(work: Path, output: Path) -> Iterator[Draft]:
     draft = Draft(folder=work / "model", state=work / "state")
     # A run that was killed could not clean up.
+    _take_back(output)
+    remove_tree(_aside(output))
     remove_tree(draft.folder)
     draft.folder.mkdir()
     draft.state.mkdir(exist_ok=True)
     is_done = False
     try:
         yield draft
-        _put(draft.folder, output, aside=work / "before")
+        _put(draft.folder, output)
         is_done = True
     finally:
+        # First: what was there before must not go with the rest.
+        _take_back(output)
         discard(draft.folder)
         if is_done or not any(draft.state.iterdir()):
             discard(work)
 
 
-def _put(folder: Path, output: Path, *, aside: Path) -> None:
+def _put(folder: Path, output: Path) -> None:
+    """Make a folder the output; wherever it ends, `_take_back` has to follow."""
     if output.exists():
-        output.rename(aside)
-        try:
-            folder.rename(output)
-        except BaseException:
-            aside.rename(output)
-            raise
-    else:
-        folder.rename(output)
+        output.rename(_aside(output))
+    folder.rename(output)
+
+
+def _take_back(output: Path) -> None:
+    """Give what was set aside its place again if nothing took it."""
+    if _aside(output).exists() and not output.exists():
+        _aside(output).rename(output)
+
+
+def _work(output: Path) -> Path:
+    return output.with_name(f".{output.name}.edgebuild")
+
+
+def _aside(output: Path) -> Path:
+    return _work(output) / "before"
 
 
 def _missing_parents(path: Path) -> list[Path]:
