@@ -103,10 +103,6 @@ class Distributions:
             found.append((seen, self._sums[row] - normaliser))
         return found
 
-    def close(self) -> None:
-        """Give the memory back."""
-        self._ggml.free(self._memory)
-
     def _view(self, address: int) -> memoryview:
         return memoryview((ctypes.c_uint8 * (self.row_bytes * self.rows)).from_address(address)).cast("B")
 

@@ -12,6 +12,7 @@ from edgebuild.canonical import canonical_json
 from edgebuild.data import data_path
 from edgebuild.errors import ModelError, StoreError, ToolError
 from edgebuild.host import Host
+from edgebuild.model.evaluation.exit_codes import DISK_FULL, REFUSED
 from edgebuild.model.evaluation.inputs import EvaluationTasks, EvaluationText
 from edgebuild.model.importance import ImportanceMatrix, load_matrix
 from edgebuild.model.source import ModelFile, model_digest
@@ -220,12 +221,12 @@ class Evaluator:
             return found
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = said[-1] if said else f"exit code {done.returncode}"
-        if done.returncode == 1:
+        if done.returncode == REFUSED:
             raise ModelError(
                 f"{name} cannot be measured: {reason}",
                 hint="try another text: --eval-text FILE, or --calibration FILE for an importance matrix",
             )
-        if "No space left" in done.stderr:
+        if done.returncode == DISK_FULL:
             raise StoreError(
                 f"no space is left for the store {self.store.root} while {name} is measured",
                 hint="run `edgebuild cache prune`, measure fewer tokens, or choose another place with --cache DIR",
@@ -237,7 +238,7 @@ class Evaluator:
 
 def _asked(text: EvaluationText, most_tokens: int) -> dict[str, Any]:
     asked: dict[str, Any] = {"most_tokens": most_tokens, "context_tokens": CONTEXT_TOKENS}
-    return asked | ({"chats": text.chats} if text.path is None else {"text": str(text.path)})
+    return asked | ({"chats": text.chats} if text.chats else {"text": text.text})
 
 
 def _text_quality(

@@ -2,9 +2,10 @@
 
 A JSON document on standard input says what to do; progress goes to standard output line by line, and the last line is
 the result as JSON. The last line of standard error is the reason of a failure. Exit codes: 0 done, 1 the model or the
-text cannot be measured, 2 the disk or the memory does not suffice.
+text cannot be measured, 2 the memory does not suffice or a file cannot be read or written, 3 the disk is full.
 """
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.model.evaluation.distributions_worker import Distributions
+from edgebuild.model.evaluation.exit_codes import DISK_FULL, FAILED, REFUSED
 from edgebuild.model.evaluation.matrix_worker import collect_matrix
 from edgebuild.model.evaluation.statistics_worker import Scored, compared, perplexity
 from edgebuild.model.evaluation.tasks_worker import answer_tasks
@@ -39,7 +41,7 @@ def _collect(request: dict[str, Any]) -> dict[str, Any]:
     """Compute an importance matrix."""
     model, library = _load(request)
     chunks = _chunks(request, model)
-    entries = collect_matrix(
+    collect_matrix(
         library,
         model,
         chunks,
@@ -48,7 +50,7 @@ def _collect(request: dict[str, Any]) -> dict[str, Any]:
         threads=request["threads"],
         told=_told,
     )
-    return {"entries": entries, "chunks": len(chunks), "tokens": sum(len(chunk.tokens) for chunk in chunks)}
+    return {"chunks": len(chunks)}
 
 
 def _measure(request: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _chunks(request: dict[str, Any], model: LlamaModel) -> tuple[Chunk, ...]:
         return cut_chats(model, chats, most_tokens=request["most_tokens"])
     return cut_text(
         model,
-        Path(request["text"]).read_text(encoding="utf-8"),
+        request["text"],
         context_tokens=request["context_tokens"],
         most_tokens=request["most_tokens"],
     )
@@ -116,8 +118,6 @@ def _figures(scored: Scored, chunks: Sequence[Chunk]) -> dict[str, Any]:
     value, error = perplexity(scored)
     return {
         "context_tokens": max(len(chunk.tokens) for chunk in chunks),
-        "chunks": len(chunks),
-        "tokens": sum(len(chunk.tokens) for chunk in chunks),
         "scored_tokens": len(scored.logprobs),
         "perplexity": value,
         "perplexity_error": error,
@@ -133,10 +133,14 @@ def main() -> int:
         ](request)
     except EngineError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
-    except (OSError, MemoryError) as error:
+        return REFUSED
+    except OSError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return DISK_FULL if error.errno in {errno.ENOSPC, errno.EDQUOT} else FAILED
+    except MemoryError as error:
+        # It has no text as a rule.
+        sys.stderr.write(f"{type(error).__name__}\n")
+        return FAILED
     _told(json.dumps(result))
     return 0
 

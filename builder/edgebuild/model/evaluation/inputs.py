@@ -23,13 +23,13 @@ class EvaluationText:
     Attributes:
         name: For people: the file's name.
         digest: sha256 of its content.
-        path: The file, of plain text; None for chats.
+        text: Plain text; empty for chats.
         chats: Prompts and answers, of which the answers are scored; empty for plain text.
     """
 
     name: str
     digest: Digest
-    path: Path | None
+    text: str = ""
     chats: tuple[Pair, ...] = ()
 
 
@@ -57,14 +57,16 @@ def load_text(path: Path) -> EvaluationText:
     data = _read(path)
     if path.suffix == ".jsonl":
         chats = _pairs(path, data)
-        return EvaluationText(name=path.name, digest=Digest.of(data), path=None, chats=chats)
+        return EvaluationText(name=path.name, digest=Digest.of(data), chats=chats)
     try:
-        data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path}: byte {error.start} is not UTF-8", hint="give a text in UTF-8, or chats as .jsonl"
         ) from error
-    return EvaluationText(name=path.name, digest=Digest.of(data), path=path)
+    # Ends of lines as Python reads them from a file of text.
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return EvaluationText(name=path.name, digest=Digest.of(data), text=text)
 
 
 def load_tasks(path: Path) -> EvaluationTasks:
@@ -98,7 +100,7 @@ def default_calibration(*, is_demo: bool) -> EvaluationText:
     path = data_path("images") / "demo-model/heldout.jsonl"
     chats = _pairs(path, _read(path))[_DEMO_CALIBRATION:]
     return EvaluationText(
-        name=f"{path.name}, from line {_DEMO_CALIBRATION + 1}", digest=_digest(chats), path=None, chats=chats
+        name=f"{path.name}, from line {_DEMO_CALIBRATION + 1}", digest=_digest(chats), chats=chats
     )
 
 
