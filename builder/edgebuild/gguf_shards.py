@@ -30,7 +30,7 @@ from edgebuild.oci.blob import Blob, FileRange, Part
 MAX_SHARDS = 100
 DEFAULT_SHARD_BYTES = 1 << 30
 
-_VERSION = 3
+VERSION = 3  # docs/gguf.md
 _NAME = re.compile(
     r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.IGNORECASE | re.DOTALL
 )
@@ -117,7 +117,7 @@ def _shard(path: Path, places: GgufPlaces, groups: Sequence[tuple[TensorPlace, .
     own = [] if number == 0 or places.alignment == DEFAULT_ALIGNMENT else [_alignment_key(places.alignment)]
     own += _split_keys(number=number, count=len(groups), tensors=sum(map(len, groups)))
     key_count = len(own) + (places.key_count if number == 0 else 0)
-    start = START.pack(MAGIC, _VERSION, len(tensors), key_count)
+    start = START.pack(MAGIC, VERSION, len(tensors), key_count)
     rest = b"".join((*own, *_table(tensors)))
     length = len(start) + sum(end - begin for begin, end in keys) + len(rest)
     begin, end = tensors[0].begin, tensors[-1].begin + tensors[-1].size_bytes
@@ -139,18 +139,30 @@ def _range(path: Path, places: GgufPlaces, begin: int, end: int) -> FileRange:
 def _split_keys(*, number: int, count: int, tensors: int) -> list[bytes]:
     """Write what says that a file is one of several: types and order are gguf-split's, and llama.cpp insists on the types."""
     return [
-        _key("split.no", struct.pack("<IH", _UINT16, number)),
-        _key("split.tensors.count", struct.pack("<Ii", _INT32, tensors)),
-        _key("split.count", struct.pack("<IH", _UINT16, count)),
+        make_key("split.no", struct.pack("<IH", _UINT16, number)),
+        make_key("split.tensors.count", struct.pack("<Ii", _INT32, tensors)),
+        make_key("split.count", struct.pack("<IH", _UINT16, count)),
     ]
 
 
 def _alignment_key(alignment: int) -> bytes:
-    return _key("general.alignment", struct.pack("<II", _UINT32, alignment))
+    return make_key("general.alignment", struct.pack("<II", _UINT32, alignment))
 
 
-def _key(name: str, value: bytes) -> bytes:
-    return struct.pack("<Q", len(name)) + name.encode() + value
+def make_key(name: str, value: bytes) -> bytes:
+    """Make an entry of the metadata.
+
+    Args:
+        name: Name of the key.
+        value: Its type and what it holds, as docs/gguf.md lays them out.
+    """
+    return make_string(name) + value
+
+
+def make_string(text: str) -> bytes:
+    """Make a string as headers hold it: its length in bytes, then itself in UTF-8."""
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
 
 
 def _table(tensors: tuple[TensorPlace, ...]) -> Iterator[bytes]:

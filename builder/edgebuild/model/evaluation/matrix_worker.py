@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from edgebuild.gguf import DEFAULT_ALIGNMENT, MAGIC, START, aligned
+from edgebuild.gguf_shards import VERSION, make_key, make_string
 from edgebuild.model.evaluation.ggml_worker import F32, Ggml, Tensor
 from edgebuild.model.evaluation.text_worker import Chunk, Reader
 from edgeserve.engine.library import Library
@@ -23,7 +25,6 @@ from edgeserve.engine.protocol import EngineError
 _ROWS: Final = 64
 # llama-imatrix leaves out products of fewer tokens.
 _LEAST_TOKENS: Final = 16
-_ALIGNMENT: Final = 32
 _STRING, _ARRAY, _UINT32 = 8, 9, 4  # gguf_metadata_value_type, docs/gguf.md
 
 
@@ -158,7 +159,7 @@ def collect_matrix(
     text: str,
     threads: int,
     told: Callable[[str], None],
-) -> int:
+) -> None:
     """Read a text and write the importance matrix that comes of it.
 
     Args:
@@ -169,9 +170,6 @@ def collect_matrix(
         text: Name of the text, which the matrix carries.
         threads: Threads that compute.
         told: Told how far it is.
-
-    Returns:
-        The number of weight matrices in it.
 
     Raises:
         EngineError: The model is of a kind that is not supported, or a forward pass failed.
@@ -197,38 +195,31 @@ def collect_matrix(
     if not collector.sums:
         raise EngineError(f"no chunk has {_LEAST_TOKENS} tokens")
     file.write_bytes(b"".join(_gguf(collector, text=text, chunks=len(chunks), chunk_tokens=size)))
-    return len(collector.sums)
 
 
 def _gguf(collector: _Collector, *, text: str, chunks: int, chunk_tokens: int) -> Iterator[bytes]:
     """Write as llama-imatrix does: `NAME.in_sum2` and `NAME.counts` of every weight matrix, by name."""
-    tensors: list[tuple[bytes, int, int, bytes]] = []
+    tensors: list[tuple[str, int, int, bytes]] = []
     for name in sorted(collector.sums):
         sums, counts = collector.sums[name], collector.counts[name]
         columns, matrices = len(sums) // len(counts), len(counts)
-        tensors.append((f"{name}.in_sum2".encode(), columns, matrices, bytes(sums)))
-        tensors.append((f"{name}.counts".encode(), 1, matrices, array("f", counts).tobytes()))
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), 4)
-    head += _key("general.type") + struct.pack("<I", _STRING) + _string(b"imatrix")
-    head += _key("imatrix.datasets") + struct.pack("<IIQ", _ARRAY, _STRING, 1) + _string(text.encode())
-    head += _key("imatrix.chunk_count") + struct.pack("<II", _UINT32, chunks)
-    head += _key("imatrix.chunk_size") + struct.pack("<II", _UINT32, chunk_tokens)
+        tensors.append((f"{name}.in_sum2", columns, matrices, bytes(sums)))
+        tensors.append((f"{name}.counts", 1, matrices, array("f", counts).tobytes()))
+    keys = (
+        make_key("general.type", struct.pack("<I", _STRING) + make_string("imatrix")),
+        make_key("imatrix.datasets", struct.pack("<IIQ", _ARRAY, _STRING, 1) + make_string(text)),
+        make_key("imatrix.chunk_count", struct.pack("<II", _UINT32, chunks)),
+        make_key("imatrix.chunk_size", struct.pack("<II", _UINT32, chunk_tokens)),
+    )
+    head = START.pack(MAGIC, VERSION, len(tensors), len(keys)) + b"".join(keys)
     offset = 0
     for title, width, height, data in tensors:
-        head += _string(title) + struct.pack("<IQQIQ", 2, width, height, F32, offset)
+        head += make_string(title) + struct.pack("<IQQIQ", 2, width, height, F32, offset)
         offset += len(_padded(data))
     yield _padded(head)
     for _, _, _, data in tensors:
         yield _padded(data)
 
 
-def _key(name: str) -> bytes:
-    return _string(name.encode())
-
-
-def _string(data: bytes) -> bytes:
-    return struct.pack("<Q", len(data)) + data
-
-
 def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % _ALIGNMENT)
+    return data + bytes(aligned(len(data), DEFAULT_ALIGNMENT) - len(data))
