@@ -6,12 +6,9 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Final
 
 from edgeserve.answers import Embedding, End, Fault, Output
-from edgeserve.engine.protocol import Request, Sampling
-
-_SEEDS: Final = 2**32 - 1  # see `Sampling`
+from edgeserve.engine.protocol import SEEDS, Request, Sampling
 
 
 def choice_requests(request: Request, count: int) -> tuple[Request, ...]:
@@ -25,7 +22,7 @@ def choice_requests(request: Request, count: int) -> tuple[Request, ...]:
 
 
 def _with_seed(sampling: Sampling, number: int) -> Sampling:
-    return dataclasses.replace(sampling, seed=(sampling.seed + number) % _SEEDS)
+    return dataclasses.replace(sampling, seed=(sampling.seed + number) % SEEDS)
 
 
 async def answer_choices(
@@ -72,6 +69,8 @@ async def answer_choices(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # What a task raised holds this frame, which would hold the task.
+        tasks.clear()
 
 
 def _sum(ends: list[End]) -> End:

@@ -16,15 +16,15 @@ _LARGE_REQUEST_BYTES: Final = 1 << 20
 _SOON_S: Final = 0.5
 
 
-def bound_heap() -> None:
-    """Have the C library map large blocks, and give them back when they are free.
+def bound_heap() -> bool:
+    """Have the C library map large blocks, and give them back when they are free; False where it does not.
 
     By itself it raises both thresholds to the largest block that was ever given back, up to 32 MiB and twice that, and the
     memory of one large request stays with the process.
     """
     library = ctypes.CDLL(None)
-    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        library.mallopt(parameter, _LARGE_BLOCK_BYTES)
+    parameters = (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)
+    return all(library.mallopt(parameter, _LARGE_BLOCK_BYTES) for parameter in parameters)
 
 
 class Sweeper:

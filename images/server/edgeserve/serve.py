@@ -296,7 +296,8 @@ def serve(runtime: Runtime) -> int:
     """
     log = Log()
     bridge_logging(log)
-    bound_heap()
+    if not bound_heap():
+        log.warning("heap", note="the C library takes no bounds: what a large request took may stay resident")
     try:
         # Before the preflight, which may read a model of gigabytes.
         access = open_access(runtime.server.access, log)

@@ -22,6 +22,7 @@ from edgeserve.engine.protocol import (
     FinishReason,
     ModelFacts,
     Request,
+    Vector,
 )
 from edgeserve.log import Log
 
@@ -174,6 +175,8 @@ class TracedEngine:
             return
         if isinstance(event, Finish):
             self._finish(one, event, now)
+            return
+        if isinstance(event, Vector):
             return
         if not one.output_tokens:
             self._trace.span(

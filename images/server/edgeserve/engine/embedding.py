@@ -87,7 +87,10 @@ class EmbeddingEngine:
     def _make_facts(self, library: Library, settings: EngineSettings) -> ModelFacts:
         model = self._model
         bare, whole = model.tokenize("a", special=False), model.tokenize("a", special=False, whole=True)
-        start = next(place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+        places = range(len(whole) if bare else 0)
+        start = next((place for place in places if whole[place : place + len(bare)] == bare), None)
+        if start is None:
+            raise EngineError(f"{model.file}: its vocabulary does not put the same tokens around every text")
         return ModelFacts(
             description=model.description,
             cpu_variant=library.cpu_variant,

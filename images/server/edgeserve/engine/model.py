@@ -22,8 +22,8 @@ class LlamaModel:
         self.file = files[0]
         library.forget_complaints()
         params = self._api.llama_model_default_params()
-        pages = MappedPages(self._api, files)
         if use_mmap:
+            pages = MappedPages(self._api, files)
             params.progress_callback = pages.callback
         else:
             params.load_mode = self._api.LLAMA_LOAD_MODE_NONE

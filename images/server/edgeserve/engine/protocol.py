@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class EngineError(Exception):
@@ -23,6 +23,9 @@ class FinishReason(StrEnum):
     TOOL_CALLS = "tool_calls"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+
+SEEDS: Final = 2**32 - 1  # of 32 bits llama.cpp takes the last, LLAMA_DEFAULT_SEED, for "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

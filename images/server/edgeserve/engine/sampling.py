@@ -93,7 +93,7 @@ class SamplerMaker:
         self._api = api
         self._model = model
         # Control tokens have no text in the answer and must not stand for one in the eyes of a grammar.
-        self._silent = model.silent_tokens
+        self._silent = tuple((token, _IMPOSSIBLE) for token in model.silent_tokens)
         self._candidates: Candidates | None = None
 
     def make(self, sampling: Sampling, *, output_tokens: int) -> Sampler:
@@ -113,7 +113,9 @@ class SamplerMaker:
             self._model.vocabulary, sampling.grammar.encode("utf-8"), _ROOT
         )
         try:
-            silent = tuple((token, _IMPOSSIBLE) for token in self._silent if token not in sampling.spoken)
+            silent = self._silent
+            if sampling.spoken:
+                silent = tuple(one for one in silent if one[0] not in sampling.spoken)
             rules = self._chain([self._bias(silent), grammar])
         except EngineError:
             self._api.llama_sampler_free(chain)

@@ -118,3 +118,5 @@ async def unless_gone(exchange: Exchange, work: Coroutine[Any, Any, None]) -> No
         for one in (task, watcher):
             one.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+        # What the task raised holds this frame, which would hold the task: with the request, until a collection.
+        del task, one

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
+from edgeserve.calls import FUNCTION_NAME
 from edgeserve.errors import ApiError, invalid
 
 _T = TypeVar("_T")
@@ -159,3 +160,15 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def take_name(fields: Fields) -> str:
+    """Take the name of a function or of a schema.
+
+    Raises:
+        ApiError: It is missing, or none that OpenAI allows.
+    """
+    name = fields.text("name")
+    if name is None or FUNCTION_NAME.fullmatch(name) is None:
+        raise fields.fault("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -", code="invalid_value")
+    return name

@@ -7,13 +7,12 @@ from types import MappingProxyType
 from typing import Final
 
 from edgeserve.calls import Generation
-from edgeserve.engine.protocol import Sampling
+from edgeserve.engine.protocol import SEEDS, Sampling
 from edgeserve.errors import ApiError
 from edgeserve.http.fields import Fields, Integer, Kinds, Number, is_unicode, make_neutral
 from edgeserve.settings import LimitSettings
 
 MOST_STOPS, LONGEST_STOP = 16, 256
-_SEEDS: Final = 2**32 - 1  # one less than 32 bits hold: llama.cpp's LLAMA_DEFAULT_SEED means "random"
 MOST_BIASES: Final = 1024
 _MOST_CHOICES: Final = 16
 LONGEST_TOKEN_ID: Final = 9  # digits; llama.cpp's ids have 31 bits
@@ -123,7 +122,7 @@ def _parse_sampling(fields: Fields, logprobs: int | None) -> Sampling:
         top_k=top_k or 0,
         top_p=fields.number("top_p"),
         min_p=fields.number("min_p"),
-        seed=seed % _SEEDS,
+        seed=seed % SEEDS,
         repeat_penalty=fields.number("repeat_penalty"),
         frequency_penalty=fields.number("frequency_penalty"),
         presence_penalty=fields.number("presence_penalty"),

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from edgeserve.http.fields import Fields, Kinds, is_unicode, make_neutral
+from edgeserve.http.fields import Fields, Kinds, is_unicode, make_neutral, take_name
 from edgeserve.http.strict_json import load_json
-from edgeserve.http.tools import NAME, is_json_text
+from edgeserve.http.tools import is_json_text
 
 ROLES: Final = {
     "system": "system",
@@ -112,9 +112,7 @@ def _parse_call(message: Fields, item: object, key: str) -> Mapping[str, Any]:
     if inner is None:
         raise call.fault("function", "is missing", code="missing_required_parameter")
     function = Fields(inner, CALLED, call.name("function"))
-    name = function.text("name")
-    if name is None or NAME.fullmatch(name) is None:
-        raise function.fault("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -", code="invalid_value")
+    name = take_name(function)
     arguments = _parse_arguments(function, function.typed("arguments", str))
     function.finish()
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 from typing import Final
 
 from edgeserve.calls import JsonAnswer
-from edgeserve.http.fields import Fields, Kinds
+from edgeserve.http.fields import Fields, Kinds, take_name
 
-NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FORM: Final[Kinds] = MappingProxyType({"type": str, "json_schema": dict})
 JSON_SCHEMA: Final[Kinds] = MappingProxyType(
     {"name": str, "description": str, "strict": bool, "schema": dict}
@@ -48,9 +46,7 @@ def _parse_json_schema(form: Fields, inner: dict[str, object] | None) -> JsonAns
     if inner is None:
         raise form.fault("json_schema", "is missing", code="missing_required_parameter")
     fields = Fields(inner, JSON_SCHEMA, form.name("json_schema"))
-    name = fields.text("name")
-    if name is None or NAME.fullmatch(name) is None:
-        raise fields.fault("name", "must be 1 to 64 of a-z, A-Z, 0-9, _ and -", code="invalid_value")
+    take_name(fields)
     fields.text("description")
     fields.flag("strict")
     schema = fields.typed("schema", dict)

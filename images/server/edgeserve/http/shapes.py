@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -101,13 +102,15 @@ class _Parts:
 
     def _each(self, outputs: Sequence[Text | ToolCall], end: End) -> list[_Whole]:
         """Sort all outputs by the answer that they belong to."""
+        texts: dict[int, list[Text]] = defaultdict(list)
+        calls: dict[int, list[ToolCall]] = defaultdict(list)
+        for one in outputs:
+            if isinstance(one, Text):
+                texts[one.choice].append(one)
+            else:
+                calls[one.choice].append(one)
         return [
-            _Whole(
-                number=number,
-                texts=tuple(one for one in outputs if isinstance(one, Text) and one.choice == number),
-                calls=tuple(one for one in outputs if isinstance(one, ToolCall) and one.choice == number),
-                reason=reason,
-            )
+            _Whole(number=number, texts=tuple(texts[number]), calls=tuple(calls[number]), reason=reason)
             for number, reason in enumerate(end.reasons)
         ]
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
 from edgeserve.calls import Function, Tools
-from edgeserve.http.fields import Fields, Kinds, is_unicode
+from edgeserve.http.fields import Fields, Kinds, is_unicode, take_name
 
 MOST_TOOLS: Final = 128  # OpenAI's bound
-NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_NAME_WORDS: Final = "must be 1 to 64 of a-z, A-Z, 0-9, _ and -"
 _NO_PARAMETERS: Final[Mapping[str, Any]] = MappingProxyType(
     {"type": "object", "properties": {}, "additionalProperties": False}
 )
@@ -102,9 +99,7 @@ def _parse_tool(fields: Fields, item: object, path: str) -> tuple[Function, Mapp
     if inner is None:
         raise tool.fault("function", "is missing", code="missing_required_parameter")
     function = Fields(inner, FUNCTION, tool.name("function"))
-    name = function.text("name")
-    if name is None or NAME.fullmatch(name) is None:
-        raise function.fault("name", _NAME_WORDS, code="invalid_value")
+    name = take_name(function)
     description = function.text("description")
     parameters = _parse_parameters(function)
     is_strict = function.flag("strict")

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from edgeserve.calls import FUNCTION_NAME
 from edgeserve.engine.template import ChatTemplate, RenderError
 
 ID_CHARACTERS: Final = 9  # Mistral's templates take no other length
-NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LONGEST: Final = 1 << 18
 _LONGEST_PART: Final = 256
 _SHORTEST_MARK: Final = 4
@@ -149,7 +149,13 @@ class _Probe:
             between = None  # each call is an answer of its own
         texts = (opening, middle, *(between or ()), *closing)
         is_known = all(text in chat for text in (_RESULT, _TOOL, _PARAMETER))  # 5
-        if not is_known or not opening or not middle or NAME.match(middle) or not all(map(_is_part, texts)):
+        if (
+            not is_known
+            or not opening
+            or not middle
+            or FUNCTION_NAME.match(middle)
+            or not all(map(_is_part, texts))
+        ):
             return None
         trigger, is_first_only = _trigger(opening, control_texts)
         return CallForm(

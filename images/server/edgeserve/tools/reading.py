@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Final
 
 from edgeserve.answers import End, Output, Text, ToolCall
+from edgeserve.calls import FUNCTION_NAME
 from edgeserve.engine.detokenize import overlap
 from edgeserve.engine.protocol import FinishReason
-from edgeserve.tools.form import ID_CHARACTERS, NAME, CallForm
+from edgeserve.tools.form import ID_CHARACTERS, CallForm
 
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -120,7 +121,7 @@ class CallReader:
         return True
 
     def _in_name(self) -> bool:
-        match = NAME.match(self._buffer)
+        match = FUNCTION_NAME.match(self._buffer)
         if match is None or match.end() == len(self._buffer):
             return False
         self._found.append(ToolCall(index=self._index, id=_make_id(), name=match[0]))

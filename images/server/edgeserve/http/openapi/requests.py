@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from edgeserve.calls import FUNCTION_NAME
 from edgeserve.http.embeddings import ENCODINGS, MOST_INPUTS
 from edgeserve.http.embeddings import FIELDS as EMBEDDING_FIELDS
 from edgeserve.http.fields import Integer, Kind, Kinds, Neutral, Number
@@ -18,7 +19,7 @@ from edgeserve.http.generation import (
 )
 from edgeserve.http.messages import CALL, CALLED, LONGEST_ID, MESSAGE, MOST_CALLS, MOST_MESSAGES, PART, ROLES
 from edgeserve.http.openapi.schema import NULL, TEXT, Schema, array, or_null, ref
-from edgeserve.http.response_format import FORM, JSON_SCHEMA, NAME
+from edgeserve.http.response_format import FORM, JSON_SCHEMA
 from edgeserve.http.schemas import chat_fields, completion_fields
 from edgeserve.http.tools import CHOICE, CHOSEN, FUNCTION, MOST_TOOLS, TOOL
 from edgeserve.settings import LimitSettings
@@ -119,7 +120,7 @@ def request_schemas(limits: LimitSettings, *, model: str) -> dict[str, Schema]:
             JSON_SCHEMA,
             required=("name", "schema"),
             own={
-                "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+                "name": {"type": "string", "pattern": f"^{FUNCTION_NAME.pattern}$"},
                 "schema": {"type": "object"},
             },
         ),
@@ -127,7 +128,7 @@ def request_schemas(limits: LimitSettings, *, model: str) -> dict[str, Schema]:
 
 
 def _tools() -> dict[str, Schema]:
-    name: Schema = {"type": "string", "pattern": f"^{NAME.pattern}$"}
+    name: Schema = {"type": "string", "pattern": f"^{FUNCTION_NAME.pattern}$"}
     function: Schema = {"const": "function"}
     return {
         "MessageToolCall": _object(
