@@ -20,6 +20,8 @@ from edgebuild.errors import ToolError
 
 CONNECT_S = 15.0
 IDLE_S = 60.0
+# What a try must bring to count as getting further: a server that drips a few bytes a minute would be asked for ever.
+FURTHER_BYTES = 16 << 10
 _PROXY_HINT = "write it as http://HOST:PORT or https://HOST:PORT, or unset it"
 
 

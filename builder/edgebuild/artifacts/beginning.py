@@ -14,7 +14,7 @@ import httpx2
 from edgebuild.artifacts.download import Wanted, download_failure, refuse
 from edgebuild.artifacts.pieces import starts_at
 from edgebuild.artifacts.tries import USUAL, GaveUpError, Patience, Tries, TryAgainError
-from edgebuild.network import Stop, make_client
+from edgebuild.network import FURTHER_BYTES, Stop, make_client
 
 _TOTAL = re.compile(r"bytes [0-9]+-[0-9]+/([0-9]+)")
 
@@ -51,7 +51,7 @@ def fetch_beginning(
         except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
             raise download_failure(wanted, str(error), hint=wanted.hints.refused) from error
         except (httpx2.TransportError, TryAgainError) as error:
-            if _size(into) > before_bytes:
+            if _size(into) >= before_bytes + FURTHER_BYTES:
                 tries.progressed()
             try:
                 tries.wait(error)

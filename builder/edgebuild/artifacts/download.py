@@ -17,7 +17,6 @@ from edgebuild.artifacts.arrival import Arrival, Expected, receive
 from edgebuild.artifacts.pieces import PieceError, Spread, fetch_pieces, starts_at
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import (
-    FURTHER_BYTES,
     USUAL,
     GaveUpError,
     Patience,
@@ -26,7 +25,7 @@ from edgebuild.artifacts.tries import (
     reason_of,
 )
 from edgebuild.errors import ToolError
-from edgebuild.network import Stop, make_client, retry_after_s
+from edgebuild.network import FURTHER_BYTES, Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress, Task
 

@@ -23,8 +23,6 @@ class Patience:
 
 
 USUAL = Patience()
-# What a try must bring to count as getting further: a server that drips a few bytes a minute would be asked for ever.
-FURTHER_BYTES = 16 << 10
 
 
 class TryAgainError(Exception):

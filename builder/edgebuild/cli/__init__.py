@@ -20,7 +20,7 @@ _COMMANDS = {
     "fit": ("edgebuild.cli.fit", "Show whether a model fits a device, with the arithmetic."),
     "model": (
         "edgebuild.cli.model",
-        "Prepare models: measure them type by type, set up what converting needs.",
+        "Prepare models: measure, prune and distill them, set up what converting needs.",
     ),
     "test": (
         "edgebuild.cli.test",

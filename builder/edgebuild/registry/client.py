@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import httpx2
 
 from edgebuild.errors import RegistryError
+from edgebuild.network import FURTHER_BYTES
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
@@ -17,7 +18,7 @@ from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import fallback_tag
 from edgebuild.progress import Progress
 from edgebuild.registry.faults import RefusedError, TransientError, lie
-from edgebuild.registry.patience import FURTHER_BYTES, Limits
+from edgebuild.registry.patience import Limits
 from edgebuild.registry.transport import MANIFEST_BYTES, Answer, Request, Transport
 
 ACCEPTED = (media.INDEX, media.MANIFEST, media.DOCKER_INDEX, media.DOCKER_MANIFEST)

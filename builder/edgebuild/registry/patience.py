@@ -8,9 +8,6 @@ from edgebuild.errors import RegistryError
 from edgebuild.progress import Progress
 from edgebuild.registry.faults import TransientError
 
-# What counts as getting further with a blob: a registry that drips a few bytes a minute would be asked for ever.
-FURTHER_BYTES = 16 << 10
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
