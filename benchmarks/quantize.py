@@ -30,11 +30,10 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 def run(bench: Bench) -> Iterator[Figure]:
     """Quantise one model in turn by the command and by the bare call."""
     model = write_tiny_gguf(
-        bench.folder / "random.gguf",
+        bench.folder / "benchmark-quantize.gguf",
         dim=768,
         ff=1536,
-        # Not the model of `server`, which the store may hold.
-        layers=2 if bench.quick else 22,
+        layers=2 if bench.quick else 22,  # not the model of `server`, which the store may hold
         vocabulary_tokens=32000,
         context_tokens=2048,
     )
@@ -50,23 +49,24 @@ def run(bench: Bench) -> Iterator[Figure]:
         result.unlink()
         return took
 
-    kept = bench.cache / "v1" / "model"
-    before = set(kept.iterdir())
-
     def ours() -> float:
         _touch(model)
         run = bench.image(
             "--profile", "x86", "--model", model, "--quantization", _TYPE, "--no-test", "--output", "layout"
         )
-        # What was made is made again in the next round; what others made stays.
-        for path in set(kept.iterdir()) - before:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        # What was made is made again in the next round.
+        for path in (bench.cache / "v1/model").glob(f"*/{model.stem}.{_TYPE}.gguf"):
+            shutil.rmtree(path.parent)
         # Whatever else the command does is not compared: packages, layers, the layout.
         return float(document(run)["images"][0]["seconds"]["quantize"])
 
     bare()
     ours()
-    pairs = [(ours(), bare()) for _ in range(bench.rounds(_ROUNDS))]
+    pairs = []
+    for number in range(bench.rounds(_ROUNDS)):
+        first = bare() if number % 2 else None
+        mine = ours()
+        pairs.append((mine, first or bare()))
     samples = tuple(mine for mine, _ in pairs)
     yield Figure(
         name=f"quantise {model.stat().st_size / 1e6:.0f} MB to {_TYPE}",
