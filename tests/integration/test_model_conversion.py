@@ -240,15 +240,34 @@ def test_a_converter_that_crashes(command: Edgebuild, tmp_path: Path) -> None:
     assert not list((tmp_path / "store" / "v1" / "temporary").glob("*"))
 
 
+def test_a_folder_that_changes_while_it_is_converted(command: Edgebuild, tmp_path: Path) -> None:
+    """What was made of the changed files is kept under no key: neither the old files' nor the new ones'."""
+    folder = copy_demo(tmp_path / "alert")
+    with converting(command, tmp_path / "log", folder) as (running, _):
+        append_line(folder / "README.md")
+        code = running.wait(60)
+    said = (tmp_path / "log").read_text()
+    assert code == 4, said
+    assert f"error: {folder / 'README.md'} changed while it was converted" in said
+    assert not list((tmp_path / "store" / "v1" / "model").glob("*"))
+    assert_sound(command)
+
+
+def append_line(path: Path) -> None:
+    with path.open("a") as file:
+        file.write("\n")
+
+
 class converting:  # noqa: N801 - used as a function
     """`with converting(command, log) as (running, worker)`: a build whose converter has just been started."""
 
-    def __init__(self, command: Edgebuild, log: Path) -> None:
+    def __init__(self, command: Edgebuild, log: Path, model: Path = DEMO) -> None:
         self._command = command
         self._log = log
+        self._model = model
 
     def __enter__(self) -> tuple[subprocess.Popen[bytes], int]:
-        argv = [*self._command.program, "fit", "--profile", "x86", "--model", os.fspath(DEMO)]
+        argv = [*self._command.program, "fit", "--profile", "x86", "--model", os.fspath(self._model)]
         with self._log.open("wb") as out:
             self._running = subprocess.Popen(
                 argv, env=dict(self._command.variables), cwd=self._command.folder, stdin=subprocess.DEVNULL,

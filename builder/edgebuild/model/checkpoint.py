@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgebuild.errors import ModelError
@@ -94,6 +95,35 @@ def find_checkpoint(files: Collection[str], *, place: str) -> CheckpointFiles:
     return CheckpointFiles(settings=settings, weights=weights, has_index=has_index)
 
 
+def verify_settings_size(path: Path) -> None:
+    """Refuse a file of settings that is too large for one, without reading it.
+
+    Raises:
+        ModelError: It is too large, or cannot be looked at.
+    """
+    try:
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        raise _no_access(path, error) from error
+    if size_bytes > SETTINGS_MAX_BYTES:
+        raise ModelError(
+            f"{path} is too large for a model's settings", hint="move it out of the model's folder"
+        )
+
+
+def read_settings(path: Path) -> bytes:
+    """Read a file of settings.
+
+    Raises:
+        ModelError: It is too large for one, or cannot be read.
+    """
+    verify_settings_size(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _no_access(path, error) from error
+
+
 def read_index(raw: bytes, files: Collection[str], *, place: str) -> tuple[str, ...]:
     """Return the names of the files that an index spreads the weights over, sorted.
 
@@ -105,7 +135,7 @@ def read_index(raw: bytes, files: Collection[str], *, place: str) -> tuple[str, 
     Raises:
         ModelError: It is no index, or a file is missing.
     """
-    document = _parse(raw, INDEX, place)
+    document = parse_object(raw, INDEX, place=place)
     named = document.get("weight_map")
     if (
         not isinstance(named, dict)
@@ -139,7 +169,7 @@ def read_quantization(raw: bytes, files: Collection[str], *, place: str) -> str:
     Raises:
         ModelError: It is no configuration, or of weights that cannot be read.
     """
-    config = _parse(raw, CONFIG, place)
+    config = parse_object(raw, CONFIG, place=place)
     inner = config.get("text_config")
     inner = inner if isinstance(inner, dict) else {}
     if not (config.get("architectures") or inner.get("architectures") or "ssm_cfg" in config):
@@ -165,7 +195,17 @@ def read_quantization(raw: bytes, files: Collection[str], *, place: str) -> str:
     return method
 
 
-def _parse(raw: bytes, name: str, place: str) -> Mapping[str, Any]:
+def parse_object(raw: bytes, name: str, *, place: str) -> Mapping[str, Any]:
+    """Parse a file of settings that is a JSON object.
+
+    Args:
+        raw: The file's bytes.
+        name: Its name, for messages.
+        place: Where it lies, for messages.
+
+    Raises:
+        ModelError: It is something else.
+    """
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -173,6 +213,10 @@ def _parse(raw: bytes, name: str, place: str) -> Mapping[str, Any]:
     if not isinstance(document, dict):
         raise ModelError(f"{place}: {name} is no JSON object", hint=_WHOLE_HINT)
     return document
+
+
+def _no_access(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{path}: cannot be read: {error.strerror}", hint="check its permissions")
 
 
 def _verify_parts(weights: tuple[str, ...], place: str) -> None:

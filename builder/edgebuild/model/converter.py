@@ -45,6 +45,7 @@ class Checkpoint:
         quantization: How the weights are quantised already, or "".
         is_here: Whether the weights lie on this machine.
         fetch: Gives the paths of the weights by name; called only when there is work.
+        verify: Raises when the files are no longer what their digests say; called when all of them have been read.
         source: Where it was taken from.
     """
 
@@ -55,6 +56,7 @@ class Checkpoint:
     quantization: str
     is_here: bool
     fetch: Callable[[], Mapping[str, Path]]
+    verify: Callable[[], None]
     source: ModelSource
 
 
@@ -71,7 +73,7 @@ def convert(
         may_set_up: Whether torch and transformers may be fetched for it.
 
     Raises:
-        ModelError: The converter does not know the model, or its files are broken.
+        ModelError: The converter does not know the model, or its files are broken or changed meanwhile.
         ToolError: The converter cannot be had, or failed.
         StoreError: The disk is full.
     """
@@ -94,6 +96,8 @@ def convert(
         tree = unpack_converter(archive, sources=sources, store=store, progress=progress)
         work = _Work(checkpoint, tree=tree, host=host, store=store, progress=progress, may_set_up=may_set_up)
         work.convert(folder, name)
+        # Within the build: what was made of other bytes than the key names must not become an entry.
+        checkpoint.verify()
 
     entry = store.make("model", key, build)
     path = next(iter(sorted(entry.glob("*.gguf"))))

@@ -10,10 +10,11 @@ from edgebuild.host import Host
 from edgebuild.model.checkpoint import (
     CONFIG,
     INDEX,
-    SETTINGS_MAX_BYTES,
     find_checkpoint,
     read_index,
     read_quantization,
+    read_settings,
+    verify_settings_size,
 )
 from edgebuild.model.converter import Checkpoint, convert
 from edgebuild.model.fetched import Fetched
@@ -48,28 +49,33 @@ def convert_folder(
         StoreError: The disk is full.
     """
     checkpoint = _read_checkpoint(path, files, store=store, progress=progress)
-    fetched = convert(checkpoint, host=host, store=store, progress=progress, may_set_up=may_set_up)
-    for name, digest in checkpoint.digests.items():
-        if file_digest(path / name, seals=store, progress=progress) != digest:
-            raise ModelError(
-                f"{path / name} changed while it was converted",
-                hint="run the build again once nothing writes there",
-            )
-    return fetched
+    return convert(checkpoint, host=host, store=store, progress=progress, may_set_up=may_set_up)
 
 
 def _read_checkpoint(path: Path, files: Collection[str], *, store: Store, progress: Progress) -> Checkpoint:
     place = str(path)
     found = find_checkpoint(files, place=place)
     settings = {name: path / name for name in found.settings}
-    raw = {name: _read_settings(file) for name, file in settings.items()}
-    quantization = read_quantization(raw[CONFIG], files, place=place)
-    weights = read_index(raw[INDEX], files, place=place) if found.has_index else found.weights
+    for file in settings.values():
+        verify_settings_size(file)
+    quantization = read_quantization(read_settings(settings[CONFIG]), files, place=place)
+    weights = found.weights
+    if found.has_index:
+        weights = read_index(read_settings(settings[INDEX]), files, place=place)
     shards = {name: path / name for name in weights}
     verify_weights(shards, place=place, quantization=quantization)
     digests = {
         name: file_digest(file, seals=store, progress=progress) for name, file in (settings | shards).items()
     }
+
+    def verify() -> None:
+        for name, digest in digests.items():
+            if file_digest(path / name, seals=store, progress=progress) != digest:
+                raise ModelError(
+                    f"{path / name} changed while it was converted",
+                    hint="run the build again once nothing writes there",
+                )
+
     name = _folder_name(path)
     return Checkpoint(
         name=name,
@@ -79,6 +85,7 @@ def _read_checkpoint(path: Path, files: Collection[str], *, store: Store, progre
         quantization=quantization,
         is_here=True,
         fetch=lambda: shards,
+        verify=verify,
         source=ModelSource(kind="file", reference=name, file=INDEX if found.has_index else weights[0]),
     )
 
@@ -88,14 +95,3 @@ def _folder_name(path: Path) -> str:
     whole = path.resolve()
     repository = re.fullmatch(r"models--[^/]+?--(.+)", whole.parent.parent.name)
     return repository[1] if repository is not None and whole.parent.name == "snapshots" else whole.name
-
-
-def _read_settings(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > SETTINGS_MAX_BYTES:
-            raise ModelError(
-                f"{path} is too large for a model's settings", hint="move it out of the model's folder"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}", hint="check its permissions") from error

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from edgebuild.artifacts.files import foreign_stamp
 from edgebuild.errors import ModelError
 from edgebuild.oci.blob import CHUNK_BYTES
 from edgebuild.oci.digest import Digest
@@ -21,6 +22,7 @@ def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:
         return known
     state = hashlib.sha256()
     try:
+        before = foreign_stamp(path)
         with (
             path.open("rb") as file,
             progress.task(f"hash {path.name}", total_bytes=path.stat().st_size) as task,
@@ -28,10 +30,13 @@ def file_digest(path: Path, *, seals: Seals, progress: Progress) -> Digest:
             while chunk := file.read(CHUNK_BYTES):
                 state.update(chunk)
                 task.advance(len(chunk))
+        is_same = foreign_stamp(path) == before
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read: {error.strerror}", hint="check the file and its permissions"
         ) from error
     digest = Digest(state.hexdigest())
-    seals.remember_digest(path, WHOLE_FILE, digest)
+    # Of a file that was written meanwhile it may be a digest of half the old and half the new bytes.
+    if is_same:
+        seals.remember_digest(path, WHOLE_FILE, digest)
     return digest

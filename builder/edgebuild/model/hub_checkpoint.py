@@ -116,6 +116,8 @@ def convert_repository(
         fetch=lambda: {
             name: here.path for name, here in desk.fetch_all(files[name] for name in weights).items()
         },
+        # All of them are entries of the store, compared as they came.
+        verify=lambda: None,
         source=ModelSource(
             kind="huggingface",
             reference=str(pinned),
@@ -191,7 +193,7 @@ class _Desk:
                 return _Here(path=path, digest=digest)
         content = self._read(file, stop)
         digest = Digest.of(content)
-        entry = self._store.make("download", digest, _writer(file.path, content))
+        entry = self._store.make("download", digest, _writer(file.path, content), hashed={file.path: digest})
         self._store.remember(note, digest.hex.encode())
         return _Here(path=self._store.find_download(digest, file.path) or entry / file.path, digest=digest)
 

@@ -47,13 +47,14 @@ def quantize(
         matrix: Importance of the columns, or None.
 
     Raises:
-        ModelError: The library refuses the model or the type.
+        ModelError: The library refuses the model or the type, or the model changed meanwhile.
         ToolError: It crashed, or the disk is full.
     """
     name = quantized_file_name(model.spec.file_name, quantization)
+    digest = model_digest(model, seals=store, progress=progress)
     recipe = {
         "format": 1,
-        "source": str(model_digest(model, seals=store, progress=progress)),
+        "source": str(digest),
         "type": quantization,
         "library": str(library_source),
         "name": name,
@@ -77,6 +78,12 @@ def quantize(
                 library=package,
                 host=host,
                 on_line=task.status,
+            )
+        # Within the build: what was made of other bytes than the key names must not become an entry.
+        if model_digest(model, seals=store, progress=progress) != digest:
+            raise ModelError(
+                f"{model.path} changed while it was quantised",
+                hint="run the build again once nothing writes there",
             )
 
     path = store.make("model", key, build) / name

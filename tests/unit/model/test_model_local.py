@@ -1,11 +1,19 @@
 """Files and folders on this machine."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from edgebuild.artifacts.store import Store
 from edgebuild.errors import ModelError
+from edgebuild.model.hashing import file_digest
+from edgebuild.oci.digest import Digest
+from edgebuild.oci.seals import WHOLE_FILE
+from edgebuild.progress import Task
+from tests.unit.artifacts.telling import Told
 from tests.unit.model.conftest import Load
 
 CHECKPOINT = ("config.json", "tokenizer.json", "model-00001-of-00001.safetensors")
@@ -84,3 +92,24 @@ def test_folder_that_cannot_be_read_or_is_not_there(load: Load, tmp_path: Path) 
     with pytest.raises(ModelError, match="no such model") as caught:
         load("gone.gguf")
     assert "hf://ORG/REPO" in caught.value.hint
+
+
+def test_a_digest_is_remembered_only_of_a_file_that_was_let_alone(
+    store: Store, told: Told, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"old bytes")
+
+    class Writer(Told):
+        """Writes into the file while it is hashed."""
+
+        @contextmanager
+        def task(self, title: str, *, total_bytes: int | None = None) -> Iterator[Task]:
+            with super().task(title, total_bytes=total_bytes) as task:
+                yield task
+            file.write_bytes(b"new bytes!")
+
+    assert file_digest(file, seals=store, progress=Writer()) == Digest.of(b"old bytes")
+    assert store.known_digest(file, WHOLE_FILE) is None
+    assert file_digest(file, seals=store, progress=told) == Digest.of(b"new bytes!")
+    assert store.known_digest(file, WHOLE_FILE) == Digest.of(b"new bytes!")
