@@ -86,7 +86,40 @@ class TestCheckpoint:
             read_checkpoint_folder(tiny)
         assert caught.value.hint
 
-    @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+    @pytest.mark.parametrize(
+        ("name", "message"), [("quantize_config.json", "by GPTQ"), ("quant_config.json", "by AWQ")]
+    )
+    def test_weights_that_only_a_file_beside_them_calls_quantised(
+        self, tiny: Path, name: str, message: str
+    ) -> None:
+        (tiny / name).write_text('{"bits": 4}')
+        with pytest.raises(ModelError, match=f"quantised already, {message}") as caught:
+            read_checkpoint_folder(tiny)
+        assert "16-bit checkpoint" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        "entries",
+        [
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            {"quantization_config": {}},
+            {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
+        ],
+    )
+    def test_what_the_converter_can_widen_is_still_quantised(
+        self, tiny: Path, entries: dict[str, Any]
+    ) -> None:
+        change_config(tiny, **entries)
+        with pytest.raises(ModelError, match="quantised already"):
+            read_checkpoint_folder(tiny)
+
+    @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.bin"])
+    def test_an_index_that_names_other_files(self, tmp_path: Path, name: str) -> None:
+        folder = write_tiny_llama(tmp_path / "sharded", shards=2)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(ModelError, match="names no safetensors files"):
+            read_checkpoint_folder(folder)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "\xff", "[" * 100_000])
     def test_a_damaged_configuration(self, tiny: Path, text: str) -> None:
         (tiny / "config.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(ModelError, match=r"config\.json"):
@@ -95,7 +128,9 @@ class TestCheckpoint:
     def test_files_that_are_missing(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path / "sharded", shards=3)
         (folder / "model-00002-of-00003.safetensors").unlink()
-        with pytest.raises(ModelError, match=r"lacks 1 of 3 files of weights, e.g. model-00002-of-00003"):
+        with pytest.raises(
+            ModelError, match=r"names model-00002-of-00003\.safetensors, which is not there .1 of 3 files"
+        ):
             read_checkpoint_folder(folder)
         (folder / "model.safetensors.index.json").unlink()
         with pytest.raises(ModelError, match=r"model-00002-of-00003\.safetensors is not there"):

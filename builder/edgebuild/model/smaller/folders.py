@@ -1,15 +1,22 @@
 """Checkpoints that can be made smaller: what is read of them without loading weights, and what is copied beside new ones."""
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from edgebuild.errors import ModelError
-from edgebuild.model.checkpoint import find_checkpoint
+from edgebuild.model.checkpoint import (
+    CONFIG,
+    INDEX,
+    find_checkpoint,
+    parse_object,
+    read_index,
+    read_quantization,
+    read_settings,
+)
 
 # Llama's layout of layers and names of tensors; whatever else they differ in is transformers' to know.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -30,7 +37,7 @@ _COMPANIONS = (
     "NOTICE*",
     "USE_POLICY*",
 )
-_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,24 +78,28 @@ def read_checkpoint_folder(path: Path) -> CheckpointFolder:
         ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}", hint="check its permissions") from error
-    if any(name.endswith(".gguf") for name in files) and "config.json" not in files:
+    if any(name.endswith(".gguf") for name in files) and CONFIG not in files:
         raise ModelError(
             f"{path} holds a GGUF file, and this works on checkpoints",
             hint="give the folder that it was converted from: config.json, safetensors, tokenizer",
         )
-    find_checkpoint(files, place=str(path))
-    config = read_json_object(path / "config.json")
-    _verify_kind(config, path)
+    found = find_checkpoint(files, place=str(path))
+    raw = read_settings(path / CONFIG)
+    config = parse_object(raw, CONFIG, place=str(path))
+    _verify_architecture(config, path)
+    _verify_not_quantized(raw, config, files, str(path))
     layers = config.get("num_hidden_layers")
     if not isinstance(layers, int) or isinstance(layers, bool) or layers < 1:
         raise ModelError(
-            f"{path / 'config.json'}: num_hidden_layers is {layers!r}, no number of layers",
+            f"{path / CONFIG}: num_hidden_layers is {layers!r}, no number of layers",
             hint="check that the folder is whole, as its source has it",
         )
-    return CheckpointFolder(path=path, layers=layers, weights=_weights(path, files))
+    return CheckpointFolder(
+        path=path, layers=layers, weights=_weights(path, files, has_index=found.has_index)
+    )
 
 
-def _verify_kind(config: Mapping[str, Any], path: Path) -> None:
+def _verify_architecture(config: Mapping[str, Any], path: Path) -> None:
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
     if architecture not in ARCHITECTURES:
@@ -96,57 +107,36 @@ def _verify_kind(config: Mapping[str, Any], path: Path) -> None:
             f"{path} is of the architecture {architecture or 'unknown'}, which edgebuild cannot make smaller",
             hint=f"it can for {', '.join(ARCHITECTURES)}",
         )
-    if config.get("quantization_config") is not None:
+
+
+def _verify_not_quantized(raw: bytes, config: Mapping[str, Any], files: Collection[str], place: str) -> None:
+    # Some that the converter can widen too: training cannot.
+    if read_quantization(raw, files, place=place) or config.get("quantization_config") is not None:
         raise ModelError(
-            f"{path} is quantised already (quantization_config in config.json)",
+            f"{place} is quantised already (quantization_config in config.json)",
             hint="take the checkpoint in 16 or 32 bit; edgebuild quantises at the end",
         )
 
 
-def _weights(path: Path, files: list[str]) -> tuple[str, ...]:
-    if _INDEX not in files:
-        if "model.safetensors" not in files:
-            raise ModelError(
-                f"{path} holds neither model.safetensors nor {_INDEX}",
-                hint="check that the folder is whole, as its source has it",
-            )
-        return ("model.safetensors",)
-    places = read_json_object(path / _INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+def _weights(path: Path, files: Collection[str], *, has_index: bool) -> tuple[str, ...]:
+    if has_index:
+        return read_index(read_settings(path / INDEX), files, place=str(path))
+    # transformers takes several files by their index only.
+    if _WEIGHTS not in files:
         raise ModelError(
-            f"{path / _INDEX}: weight_map is missing or wrong",
+            f"{path} holds neither {_WEIGHTS} nor {INDEX}",
             hint="check that the folder is whole, as its source has it",
         )
-    named = tuple(sorted(set(places.values())))
-    if missing := [file for file in named if file not in files]:
-        raise ModelError(
-            f"{path} lacks {len(missing)} of {len(named)} files of weights, e.g. {missing[0]}",
-            hint="fetch the whole folder as its source has it",
-        )
-    return named
+    return (_WEIGHTS,)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json_object(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object that lies beside a model.
 
     Raises:
         ModelError: The file cannot be read or holds something else.
     """
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the file and its permissions"
-        ) from error
-    except ValueError as error:
-        raise ModelError(
-            f"{path} is no JSON: {error}", hint="check that the folder is whole, as its source has it"
-        ) from error
-    if not isinstance(document, dict):
-        raise ModelError(
-            f"{path} holds no JSON object", hint="check that the folder is whole, as its source has it"
-        )
-    return document
+    return parse_object(read_settings(path), path.name, place=str(path.parent))
 
 
 def copy_companions(source: Path, destination: Path) -> None:
