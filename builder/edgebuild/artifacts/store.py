@@ -27,8 +27,9 @@ from edgebuild.artifacts.files import (
 from edgebuild.artifacts.locks import locked, try_locked
 from edgebuild.artifacts.memory import DigestMemory
 from edgebuild.artifacts.presence import Presence
-from edgebuild.artifacts.seals import Seal, find_damage, is_untouched, make_seal
+from edgebuild.artifacts.seals import Seal, Stamp, find_damage, is_untouched, make_seal
 from edgebuild.oci.digest import Digest
+from edgebuild.oci.seals import WHOLE_FILE
 from edgebuild.progress import Progress, SilentProgress
 
 KINDS = ("download", "artifact", "layer", "model", "evaluation")
@@ -142,13 +143,6 @@ class Store:
                     discard(temporary)
         return folder
 
-    def sealed_digest(self, kind: str, key: Digest, name: str) -> Digest | None:
-        """Return the sha256 of a file of an entry, as it was sealed; None where that is not known."""
-        with self._faults():
-            seal = self._read_seal(_seal_of(self._entry(kind, key)))
-        path = seal.paths.get(name) if seal is not None else None
-        return Digest(path.content) if path is not None and path.kind == "file" else None
-
     def find_download(self, digest: Digest, file: str) -> Path | None:
         """Return a downloaded file by its sha256.
 
@@ -163,11 +157,12 @@ class Store:
         return path if path.is_file() else next(iter(sorted(entry.iterdir())), None)
 
     def known_digest(self, path: Path, tag: str) -> Digest | None:
-        """Return the digest remembered for a file outside the store; see `DigestMemory.known`."""
-        return self._memory.known(path, tag)
+        """Return the digest of an entry's file as it was sealed, or the one remembered for any file; see `DigestMemory.known`."""
+        sealed = self._sealed_digest(path) if tag == WHOLE_FILE else None
+        return sealed or self._memory.known(path, tag)
 
     def remember_digest(self, path: Path, tag: str, digest: Digest) -> None:
-        """Remember the digest of a file outside the store; see `DigestMemory.remember`."""
+        """Remember the digest of a file; see `DigestMemory.remember`."""
         self._memory.remember(path, tag, digest)
 
     def recall(self, name: str) -> bytes | None:
@@ -334,6 +329,17 @@ class Store:
         with suppress(OSError):
             write_atomically(_seal_of(folder), make_seal(folder).to_json())
         return True
+
+    def _sealed_digest(self, path: Path) -> Digest | None:
+        """Return the sha256 of a file of an entry, unless it has been touched since it was sealed."""
+        match path.relative_to(self._base).parts if path.is_relative_to(self._base) else ():
+            case (kind, key, *names) if kind in KINDS:
+                with suppress(OSError):
+                    seal = self._read_seal(_seal_of(self._base / kind / key))
+                    sealed = seal.paths.get("/".join(names)) if seal is not None else None
+                    if sealed is not None and sealed.kind == "file" and sealed.stamp == Stamp.of(path):
+                        return Digest(sealed.content)
+        return None
 
     def _remove(self, folder: Path) -> None:
         # The seal first: an entry that is half gone must not look whole.

@@ -23,7 +23,6 @@ from edgebuild.model.fetched import Fetched
 from edgebuild.model.safetensors import verify_weights
 from edgebuild.model_spec import make_model_spec, slug
 from edgebuild.oci.digest import Digest
-from edgebuild.oci.seals import WHOLE_FILE
 from edgebuild.plan import Conversion, ModelSource
 from edgebuild.process import run
 from edgebuild.progress import Progress, Task
@@ -101,11 +100,6 @@ def convert(
 
     entry = store.make("model", key, build)
     path = next(iter(sorted(entry.glob("*.gguf"))))
-    if store.known_digest(path, WHOLE_FILE) is None and (
-        sealed := store.sealed_digest("model", key, path.name)
-    ):
-        # It was hashed for its seal, so that quantising need not hash it again.
-        store.remember_digest(path, WHOLE_FILE, sealed)
     conversion = Conversion(
         by=f"{SCRIPT} of {archive.name} {archive.version}",
         quantization=checkpoint.quantization,

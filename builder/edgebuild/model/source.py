@@ -22,7 +22,7 @@ from edgebuild.model.reference import (
 )
 from edgebuild.model_spec import ModelSpec, make_model_spec, whole_file_name
 from edgebuild.oci.digest import Digest
-from edgebuild.oci.seals import WHOLE_FILE, Seals
+from edgebuild.oci.seals import Seals
 from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress
 
@@ -83,10 +83,6 @@ def load_model(
         may_set_up=may_set_up,
     )
     source = fetched.source
-    for path, (_, sha256) in zip(fetched.files, source.files or ((source.file, source.sha256),), strict=True):
-        # It was compared as it arrived, so that quantising need not hash it again.
-        if sha256 and store.known_digest(path, WHOLE_FILE) is None:
-            store.remember_digest(path, WHOLE_FILE, Digest(sha256))
     # A converted file lies in the store under its own name; the source has files of other names.
     name = fetched.path.name if source.conversion else whole_file_name(source.file)
     spec = make_model_spec(read_joined_header(fetched.files), file_name=name)

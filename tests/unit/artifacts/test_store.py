@@ -12,6 +12,8 @@ import pytest
 
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import StoreError
+from edgebuild.oci.digest import Digest
+from edgebuild.oci.seals import WHOLE_FILE
 from tests.unit.artifacts.entries import KEY, OTHER, leftovers, refuse, write, write_one
 
 
@@ -195,6 +197,21 @@ def test_digest_of_a_foreign_file_is_remembered_until_it_changes(tmp_path: Path)
     assert store.known_digest(model, "file") is None
     model.unlink()
     assert store.known_digest(model, "file") is None
+
+
+def test_digest_of_an_entrys_file_is_that_of_its_seal(tmp_path: Path) -> None:
+    """Whoever made an entry hashed it, so that nobody hashes it again, as long as it is as it was sealed."""
+    store = Store(tmp_path / "store")
+    folder = store.make("artifact", KEY, write)
+    file = folder / "sub" / "a.txt"
+    assert store.known_digest(file, WHOLE_FILE) == Digest.of(b"alpha")
+    assert store.known_digest(file, "another tag") is None
+    for other in (folder, folder / "sub", folder / "link", folder / "none", store.root / "v1" / "artifact"):
+        assert store.known_digest(other, WHOLE_FILE) is None
+    times = file.stat()
+    file.write_text("alphA")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.known_digest(file, WHOLE_FILE) is None
 
 
 def test_store_in_the_place_of_a_file_is_one_clear_error(tmp_path: Path) -> None:
