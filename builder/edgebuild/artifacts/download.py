@@ -17,6 +17,7 @@ from edgebuild.artifacts.arrival import Arrival, Expected, receive
 from edgebuild.artifacts.pieces import PieceError, Spread, fetch_pieces, starts_at
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import (
+    RETRYABLE_STATUSES,
     USUAL,
     GaveUpError,
     Patience,
@@ -30,7 +31,6 @@ from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress, Task
 
 PIECES_FROM_BYTES = 64 << 20
-_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +231,7 @@ def refuse(wanted: Wanted, response: httpx2.Response) -> NoReturn:
         ToolError: It does not.
     """
     reason = f"{response.status_code} {response.reason_phrase}".strip()
-    if response.status_code in _RETRYABLE:
+    if response.status_code in RETRYABLE_STATUSES:
         raise TryAgainError(reason, retry_after_s=retry_after_s(response.headers) or 0.0)
     is_gone = response.status_code in {404, 410}
     raise download_failure(wanted, reason, hint=wanted.hints.gone if is_gone else wanted.hints.refused)

@@ -23,6 +23,8 @@ class Patience:
 
 
 USUAL = Patience()
+# Answers of servers that may be others the next time.
+RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class TryAgainError(Exception):

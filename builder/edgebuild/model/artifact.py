@@ -96,7 +96,7 @@ def fetch_registry_model(
             files=() if is_one else tuple((file.name, file.sha256) for file in fetched),
         )
     # A choice among several models may be another one the next time.
-    if opened.models == 1 and all(file.sha256 for file in fetched):
+    if opened.is_only and all(file.sha256 for file in fetched):
         store.remember(_note_name(opened.artifact.digest), canonical_json(asdict(source)))
     return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
 
@@ -110,14 +110,14 @@ class OpenedModel:
         artifact: The manifest.
         place: What it is called in messages.
         chosen: Names and layers of the model's files, in order.
-        models: How many models there were to choose from.
+        is_only: Whether it is the only model there, so that nothing was chosen.
     """
 
     client: RegistryClient
     artifact: Artifact
     place: str
     chosen: tuple[tuple[str, Descriptor], ...]
-    models: int
+    is_only: bool
 
     @property
     def is_packed(self) -> bool:
@@ -168,7 +168,7 @@ def open_registry_model(
             artifact=artifact,
             place=place,
             chosen=tuple((name, files[name]) for name in chosen),
-            models=1 if len(files) == len(chosen) else len(files),
+            is_only=len(files) == len(chosen),
         )
 
 

@@ -12,14 +12,13 @@ from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from edgebuild import __version__
 from edgebuild.artifacts.download import Hints, Wanted
-from edgebuild.artifacts.tries import USUAL, GaveUpError, Patience, Tries, TryAgainError
+from edgebuild.artifacts.tries import RETRYABLE_STATUSES, USUAL, GaveUpError, Patience, Tries, TryAgainError
 from edgebuild.errors import EdgebuildError, ModelError, ToolError
 from edgebuild.model.reference import HubReference
 from edgebuild.network import CONNECT_S, RoutingTransport, Stop, is_loopback_host, retry_after_s, tls_context
 from edgebuild.oci.digest import Digest
 
 _ENDPOINT = "https://huggingface.co"
-RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NO_LICENCE = frozenset({"", "unknown", "other"})
 
 
@@ -180,7 +179,7 @@ class Hub:
 
     def _fault(self, error: HfHubHTTPError, reference: HubReference) -> EdgebuildError | TryAgainError:
         status, headers = error.response.status_code, error.response.headers
-        if status in RETRYABLE:
+        if status in RETRYABLE_STATUSES:
             reason = f"{status} {error.response.reason_phrase}".strip()
             return TryAgainError(reason, retry_after_s=retry_after_s(headers) or 0.0)
         code = headers.get("X-Error-Code", "")

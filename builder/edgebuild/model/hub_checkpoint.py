@@ -11,7 +11,7 @@ import httpx2
 
 from edgebuild.artifacts.download import download
 from edgebuild.artifacts.store import Store
-from edgebuild.artifacts.tries import GaveUpError, Patience, Tries, TryAgainError
+from edgebuild.artifacts.tries import RETRYABLE_STATUSES, GaveUpError, Patience, Tries, TryAgainError
 from edgebuild.errors import ModelError, ToolError
 from edgebuild.host import Host
 from edgebuild.model.checkpoint import (
@@ -24,7 +24,7 @@ from edgebuild.model.checkpoint import (
 )
 from edgebuild.model.converter import Checkpoint, convert
 from edgebuild.model.fetched import Fetched
-from edgebuild.model.hub_api import RETRYABLE, Hub, HubFile, Listing
+from edgebuild.model.hub_api import Hub, HubFile, Listing
 from edgebuild.model.reference import HubReference
 from edgebuild.network import Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
@@ -225,7 +225,7 @@ class _Desk:
         content = bytearray()
         with client.stream("GET", url, headers=self._hub.headers) as response:
             reason = f"{response.status_code} {response.reason_phrase}".strip()
-            if response.status_code in RETRYABLE:
+            if response.status_code in RETRYABLE_STATUSES:
                 raise TryAgainError(reason, retry_after_s=retry_after_s(response.headers) or 0.0)
             hints = self._hub.hints(self._pinned)
             if response.status_code != 200:
