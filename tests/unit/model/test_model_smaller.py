@@ -340,6 +340,41 @@ class TestHistory:
         (tmp_path / "README.md").write_text(text)
         assert "license" not in read_card(tmp_path).facts
 
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"---\nlicense: [\n---\nwords",
+            b"---\nlicense: mit\nlanguage: \xe4\n---\nwords",
+            b"---\nreleased: 2024-13-45\nlicense: mit\n---\n",
+            b"\xef\xbb\xbf---\r\n\tlicense: mit\r\n---\r\n",
+            b"---\n" + b"[" * 100_000 + b"\n---\n",
+        ],
+    )
+    def test_front_matter_that_cannot_be_read(self, tmp_path: Path, data: bytes) -> None:
+        """Else the new model's card would say that there is no licence."""
+        (tmp_path / "README.md").write_bytes(data)
+        with pytest.raises(ModelError, match=r"README\.md: its front matter cannot be read: ") as caught:
+            read_card(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"---\nlicense: mit\n---\nGr\xfc\xdfe",
+            b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\nwords\r\n",
+            b"---\nlicense: mit\n---",
+            b"---\nmodel_name: a---b\nlicense: mit\n---\nwords\n---\nlicense: apache-2.0\n---\n",
+        ],
+    )
+    def test_front_matter_however_it_is_saved(self, tmp_path: Path, data: bytes) -> None:
+        (tmp_path / "README.md").write_bytes(data)
+        assert read_card(tmp_path).licence == "mit"
+
+    def test_a_card_that_cannot_be_read(self, tmp_path: Path) -> None:
+        (tmp_path / "README.md").mkdir()
+        with pytest.raises(ModelError, match=r"README\.md: cannot be read: Is a directory"):
+            read_card(tmp_path)
+
     def test_a_licence_by_another_name(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: llama3\n---\nwords")
         assert read_card(tmp_path).licence == "llama3"

@@ -1,6 +1,7 @@
 """What was done to a model, one step after another: kept beside it in edgebuild-model.json, and told on its card."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgebuild.model.smaller.folders import read_json_object
 HISTORY_FILE = "edgebuild-model.json"
 _FORMAT = 1
 _FENCE = "---\n"
+_FRONT_MATTER = re.compile(rb"(?:\xef\xbb\xbf)?---\r?\n(.*?)^---\r?$", re.DOTALL | re.MULTILINE)
 # What a card says of licence, language and use holds for what is made of the model too.
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "model_description")
 
@@ -60,21 +62,31 @@ def read_card(folder: Path) -> Card:
     """Read the card and history of a checkpoint; a model without either says nothing.
 
     Raises:
-        ModelError: The history is damaged.
+        ModelError: The history is damaged, or the card cannot be read.
     """
     return Card(facts=_front_matter(folder / "README.md"), steps=_steps(folder / HISTORY_FILE))
 
 
 def _front_matter(readme: Path) -> Mapping[str, Any]:
-    """Take the YAML between the fences at the top; what is no front matter is text for people."""
+    """Take the YAML between the fences at the top; what is no front matter is text for people, in whatever encoding."""
     try:
-        text = readme.read_text("utf-8")
-        _, fence, rest = text.partition(_FENCE)
-        if not fence or not text.startswith(_FENCE):
-            return {}
-        facts = yaml.safe_load(rest.partition(f"\n{_FENCE}")[0])
-    except (OSError, ValueError, yaml.YAMLError):
+        found = _FRONT_MATTER.match(readme.read_bytes())
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise ModelError(
+            f"{readme}: cannot be read: {error.strerror}", hint="check the file and its permissions"
+        ) from error
+    if found is None:
+        return {}
+    try:
+        facts = yaml.safe_load(found[1].decode("utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        # YAML's errors show the place over several lines.
+        raise ModelError(
+            f"{readme}: its front matter cannot be read: {' '.join(str(error).split())}",
+            hint="mend the lines between the two --- at the top, which state the licence",
+        ) from error
     return facts if isinstance(facts, dict) else {}
 
 
