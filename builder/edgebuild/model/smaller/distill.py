@@ -25,6 +25,7 @@ from edgebuild.oci.seals import Seals
 from edgebuild.progress import Progress
 
 _STATE_SUFFIX = ".safetensors"
+_READ_BESIDE = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +173,8 @@ def distill_model(
         )
     python = environment()
     with drafted(request.output) as draft:
-        state = _state_file(draft, _key(request, inputs, seals=seals, progress=progress), request)
+        key = _key(request, inputs, python, seals=seals, progress=progress)
+        state = _state_file(draft, key, request)
         copy_companions(inputs.student.path, draft.folder)
         try:
             told = run_torch(
@@ -202,12 +204,14 @@ def distill_model(
     return distilled
 
 
-def _key(request: DistillRequest, inputs: _Inputs, *, seals: Seals, progress: Progress) -> Digest:
+def _key(
+    request: DistillRequest, inputs: _Inputs, python: TorchEnvironment, *, seals: Seals, progress: Progress
+) -> Digest:
     """Name everything that a training depends on, so that another one never goes on from its state."""
     files = {
         role: {
             name: str(file_digest(folder.path / name, seals=seals, progress=progress))
-            for name in ("config.json", *folder.weights)
+            for name in _files_of(folder)
         }
         for role, folder in (("teacher", inputs.teacher), ("student", inputs.student))
     }
@@ -217,6 +221,7 @@ def _key(request: DistillRequest, inputs: _Inputs, *, seals: Seals, progress: Pr
             {
                 "format": 1,
                 **files,
+                "environment": python.identity,
                 "text": str(inputs.text.digest),
                 "tasks": None if inputs.tasks is None else str(inputs.tasks.digest),
                 "context_tokens": request.context_tokens,
@@ -224,6 +229,12 @@ def _key(request: DistillRequest, inputs: _Inputs, *, seals: Seals, progress: Pr
             }
         )
     )
+
+
+def _files_of(folder: CheckpointFolder) -> list[str]:
+    """List the weights and whatever else transformers may read: configuration, tokenizer, chat template."""
+    others = (path.name for path in folder.path.iterdir() if path.suffix in _READ_BESIDE and path.is_file())
+    return sorted({*folder.weights, *others})
 
 
 def _state_file(draft: Draft, key: Digest, request: DistillRequest) -> Path:
@@ -235,7 +246,7 @@ def _state_file(draft: Draft, key: Digest, request: DistillRequest) -> Path:
         draft.state.mkdir()
     elif others and not state.exists():
         raise UsageError(
-            f"{draft.state} keeps an unfinished training with other models, text or settings",
+            f"{draft.state} keeps an unfinished training with other models, text or settings, or another PyTorch",
             hint="repeat the command that began it, or throw it away with --restart",
         )
     return state
