@@ -4,16 +4,17 @@ Exit codes: 0 done; 1 refused or failed, and an event says why; 3 stopped by SIG
 traceback on standard error.
 """
 
+import errno
 import json
 import signal
 import sys
 from types import FrameType
 from typing import Any
 
-from edgetorch.events import Events, WorkerError
-from edgetorch.texts import Material
+from edgetorch.events import STOPPED, Events, WorkerError
+from edgetorch.texts import parse_material
 
-STOPPED = 3
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
 def _run(request: dict[str, Any], events: Events) -> dict[str, Any]:
     events.phase("start PyTorch")
     # Slow to import, and no request needs both.
-    material = Material(**request.pop("material"))
+    material = parse_material(request.pop("material"))
     if request.pop("command") == "prune":
         from edgetorch.prune import PruneJob, prune  # noqa: PLC0415
 
@@ -56,19 +57,24 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _known_failure(error: Exception) -> WorkerError | None:
-    """Tell failures of the machine from bugs; PyTorch and safetensors have no types of their own for them."""
+    """Tell failures of the machine from bugs; PyTorch and safetensors have no types of their own for them, and no numbers."""
     text = str(error)
-    if "No space left" in text or "os error 28" in text:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _NO_SPACE or (number is None and _tells_of_no_space(text)):
         return WorkerError(
             "disk", "no space is left to write the model", hint="make room or choose another --output"
         )
-    if isinstance(error, MemoryError) or "allocate memory" in text:
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or "allocate memory" in text:
         return WorkerError(
             "memory", "not enough memory for this model", hint="take a smaller model or a smaller --context"
         )
     if isinstance(error, OSError):
         return WorkerError("file", f"{error.filename or 'a file'}: {error.strerror or text}")
     return None
+
+
+def _tells_of_no_space(text: str) -> bool:
+    return any(f"os error {number}" in text for number in _NO_SPACE) or "No space left" in text
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from edgetorch.events import Events, WorkerError
 from edgetorch.measure import figures
 from edgetorch.models import context_of, load_model, load_tokenizer, prepare
 from edgetorch.shards import rewrite_weights
-from edgetorch.texts import Material, load_tasks, load_text
+from edgetorch.texts import Material, load_text
 from edgetorch.training import Settings, train
 
 
@@ -60,10 +60,10 @@ def distill(job: DistillJob, *, events: Events) -> dict[str, Any]:
     prepare(threads=job.threads, seed=job.settings.seed)
     events.phase("load the models")
     pair = _load_pair(job.teacher, job.student)
-    questions = load_tasks(job.material.tasks)
+    questions = job.material.tasks
     longest = job.material.context_tokens
     length = min(context_of(pair.teacher, longest), context_of(pair.student, longest))
-    parts = load_text(job.material, pair.tokenizer, context_tokens=length, tasks=questions, events=events)
+    parts = load_text(job.material, pair.tokenizer, context_tokens=length, events=events)
 
     def measure(model: Any, folder: str) -> dict[str, Any]:
         return figures(
@@ -87,7 +87,6 @@ def distill(job: DistillJob, *, events: Events) -> dict[str, Any]:
         "before": before,
         "after": after,
         "training": trained,
-        "training_rows": len(parts.training),
         "training_tokens": sum(len(row.tokens) - row.first for row in parts.training),
         "held_out_tokens": sum(len(row.tokens) - row.first for row in parts.held_out),
         "tasks": len(questions),

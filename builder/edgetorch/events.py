@@ -5,12 +5,15 @@ import os
 import sys
 from typing import IO, Any
 
+# Exit code of a run that SIGTERM stopped.
+STOPPED = 3
+
 
 class WorkerError(Exception):
     """Something that the user can mend.
 
     Attributes:
-        kind: "model", "text", "usage", "disk", "memory", "file" or "diverged".
+        kind: "model", "text", "disk", "memory", "file" or "diverged".
         hint: What to do about it; empty when the message says it all.
     """
 

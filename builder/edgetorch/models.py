@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgetorch.events import WorkerError
+from edgetorch.shards import weights_files
 
 
 def prepare(*, threads: int, seed: int) -> None:
@@ -79,8 +80,8 @@ def count_parameters(model: Any) -> int:
 
 
 def weights_bytes(folder: str) -> int:
-    """Add up the weights' files."""
-    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    """Add up the weights' files; a folder can hold the same weights in other files too."""
+    return sum((Path(folder) / file).stat().st_size for file in weights_files(Path(folder)))
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from edgetorch.measure import figures
 from edgetorch.models import context_of, load_model, load_tokenizer, prepare
 from edgetorch.naming import pruned_config, pruned_name
 from edgetorch.shards import rewrite_weights
-from edgetorch.texts import Material, load_tasks, load_text, some_rows
+from edgetorch.texts import Material, load_text, some_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +51,9 @@ def prune(job: PruneJob, *, events: Events) -> dict[str, Any]:
     events.phase("load the model")
     tokenizer = load_tokenizer(job.model)
     loaded = load_model(job.model)
-    questions = load_tasks(job.material.tasks)
+    questions = job.material.tasks
     length = context_of(loaded, job.material.context_tokens)
-    parts = load_text(job.material, tokenizer, context_tokens=length, tasks=questions, events=events)
+    parts = load_text(job.material, tokenizer, context_tokens=length, events=events)
     events.phase("measure the model before")
     before = figures(
         loaded, tokenizer, folder=job.model, held_out=parts.held_out, tasks=questions, events=events

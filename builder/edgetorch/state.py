@@ -37,7 +37,7 @@ def save_state(path: Path, training: Training, *, step: int) -> None:
         for moment in _MOMENTS:
             tensors[f"{moment}/{name}"] = training.optimizer.state[parameter][moment]
     partial = path.with_name(f"{path.name}.part")
-    # edgebuild reads the step from the file's header.
+    # The step lies in the same file, so that neither is ever there without the other.
     save_file(tensors, partial, metadata={"step": str(step)})
     with partial.open("rb") as file:
         # Else a power failure may leave the new name with nothing in it.

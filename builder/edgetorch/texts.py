@@ -1,7 +1,7 @@
 """The user's text as rows of tokens, and the part of it that is held out."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,6 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
-    """What a model is measured and trained with.
-
-    Attributes:
-        text: File of the user's text, UTF-8.
-        is_lines: Whether it holds JSON lines.
-        tasks: File of tasks, or None.
-        context_tokens: Length of the longest row.
-    """
-
-    text: str
-    is_lines: bool
-    tasks: str | None
-    context_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """A question with the answer that is expected to the letter."""
 
@@ -61,26 +44,39 @@ class Task:
     expected: str
 
 
-def load_tasks(path: str | None) -> tuple[Task, ...]:
-    """Read JSON lines with `prompt` and `expected`; none without a file."""
-    if path is None:
-        return ()
-    return tuple(Task(prompt=line["prompt"], expected=line["expected"]) for line in _json_lines(path))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What a model is measured and trained with.
+
+    Attributes:
+        text: File of the user's text, UTF-8.
+        is_lines: Whether it holds JSON lines.
+        tasks: What exact matches are counted of; may be none.
+        context_tokens: Length of the longest row.
+    """
+
+    text: str
+    is_lines: bool
+    tasks: tuple[Task, ...]
+    context_tokens: int
 
 
-def load_text(
-    material: Material, tokenizer: Any, *, context_tokens: int, tasks: Sequence[Task], events: Events
-) -> Text:
+def parse_material(document: Mapping[str, Any]) -> Material:
+    """Take what edgebuild names; tasks come with it, as pairs of a question and its answer."""
+    tasks = tuple(Task(prompt=prompt, expected=expected) for prompt, expected in document["tasks"])
+    return Material(**{**document, "tasks": tasks})
+
+
+def load_text(material: Material, tokenizer: Any, *, context_tokens: int, events: Events) -> Text:
     """Tokenize a text and split it.
 
     Plain text is cut into blocks, of which the last tenth is held out. Of JSON lines every tenth that differs from all
     before is held out; lines that are tasks are left out, so that exact matches are not learnt by heart.
 
     Args:
-        material: Names the text.
+        material: Names the text and tells the tasks.
         tokenizer: Of transformers.
         context_tokens: Length of the longest row that the models take.
-        tasks: What exact matches are counted of.
         events: Told how many lines are left out.
 
     Raises:
@@ -88,7 +84,7 @@ def load_text(
     """
     if not material.is_lines:
         return _split_blocks(_tokens_of(material.text, tokenizer), context_tokens)
-    asked = {task.prompt for task in tasks}
+    asked = {task.prompt for task in material.tasks}
     rows: dict[Row, None] = {}
     is_task = too_long = 0
     for line in _json_lines(material.text):
@@ -194,7 +190,7 @@ def _paragraphs(path: Path) -> Iterable[str]:
     """Yield the text in parts of about 64 KiB that end with a line."""
     part: list[str] = []
     size = 0
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         for line in file:
             part.append(line)
             size += len(line)
@@ -223,6 +219,6 @@ def _split_blocks(tokens: list[int], context_tokens: int) -> Text:
 
 
 def _json_lines(path: str) -> Iterable[dict[str, Any]]:
-    """Yield the objects; edgebuild has checked every line before it started this program."""
-    with Path(path).open(encoding="utf-8") as file:
+    """Yield the objects; edgebuild has checked every line before it started this program, and ends lines at the same bytes."""
+    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
         yield from (json.loads(line) for line in file if line.strip())

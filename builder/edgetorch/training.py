@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgetorch.events import Events, WorkerError
+from edgetorch.events import STOPPED, Events, WorkerError
 from edgetorch.measure import IGNORED, make_batch, wanted_logits
 from edgetorch.order import batches_from, cut_batches
 from edgetorch.schedule import rate_at
@@ -58,7 +58,7 @@ def train(
     """Train in place, from where an earlier run was ended.
 
     Returns:
-        steps, the step it went on at, the loss of the last steps, and tokens and seconds of this run.
+        The step it went on at, the loss of the last steps, and tokens and seconds of this run.
 
     Raises:
         WorkerError: The loss is no number any more.
@@ -92,9 +92,9 @@ def train(
             if done % settings.save_every == 0 or stop.is_wanted or done == settings.steps:
                 save_state(state, training, step=done)
             if stop.is_wanted:
-                sys.exit(stop.EXIT_CODE)
+                sys.exit(STOPPED)
     student.eval()
-    return {"steps": settings.steps, "first_step": first} | pace.summary()
+    return {"first_step": first} | pace.summary()
 
 
 def _optimizer(student: Any, settings: Settings) -> torch.optim.AdamW:
@@ -200,8 +200,6 @@ class _Pace:
 
 class _Stop:
     """While the context lasts, SIGTERM asks to stop after the step under way instead of stopping at once."""
-
-    EXIT_CODE = 3
 
     def __init__(self) -> None:
         self.is_wanted = False

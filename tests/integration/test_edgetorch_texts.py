@@ -1,5 +1,6 @@
 """How edgetorch makes rows of a user's text, with the demo model's real tokenizer: one start of the environment for all."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import pytest
 
 from edgebuild.data import data_path
 from edgebuild.model.environment import TorchEnvironment
+from edgebuild.model.evaluation.inputs import EvaluationTasks
+from edgebuild.model.smaller.text import check_text, material
+from edgebuild.oci.digest import Digest
 from edgebuild.process import run
 from tests.support.built import open_store
 from tests.support.tiny_llama import DEMO
@@ -41,28 +45,32 @@ def told(
     folder = tmp_path_factory.mktemp("texts")
     for name, lines in LINES.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ALERTS[3:7]))
+    # As editors of Windows save text; JSON takes a carriage return between its parts for a space.
+    windows = "\r\n".join(json.dumps(line, indent="\r").replace("\n", "") for line in ALERTS)
+    (folder / "windows.jsonl").write_bytes(codecs.BOM_UTF8 + windows.encode())
     (folder / "plain.txt").write_text(PLAIN)
+    (folder / "marked.txt").write_bytes(codecs.BOM_UTF8 + PLAIN.encode())
     (folder / "short.txt").write_text(PLAIN[:300])
+    tasks = [(line["prompt"], line["expected"]) for line in ALERTS[3:7]]
 
-    def material(file: str, *, tasks: bool = False, context_tokens: int = 128) -> dict[str, Any]:
-        return {
-            "text": str(folder / file), "is_lines": file.endswith(".jsonl"),
-            "tasks": str(folder / "tasks.jsonl") if tasks else None, "context_tokens": context_tokens,
-        }  # fmt: skip
+    def named(file: str, *, asked: bool = False, context_tokens: int = 128) -> dict[str, Any]:
+        given = EvaluationTasks(name="tasks", digest=Digest.of(b""), tasks=tuple(tasks)) if asked else None
+        return material(check_text(folder / file), given, context_tokens=context_tokens)
 
     wanted = {
-        "alerts": material("alerts.jsonl"),
-        "twice": material("twice.jsonl"),
-        "chats": material("chats.jsonl"),
-        "texts": material("texts.jsonl"),
-        "long": material("long.jsonl"),
-        "few": material("few.jsonl"),
-        "without tasks": material("alerts.jsonl", tasks=True),
-        "chats without tasks": material("chats.jsonl", tasks=True),
-        "plain": material("plain.txt"),
-        "cut finer": material("plain.txt", context_tokens=100_000),
-        "short": material("short.txt"),
+        "alerts": named("alerts.jsonl"),
+        "twice": named("twice.jsonl"),
+        "chats": named("chats.jsonl"),
+        "texts": named("texts.jsonl"),
+        "long": named("long.jsonl"),
+        "few": named("few.jsonl"),
+        "windows": named("windows.jsonl"),
+        "without tasks": named("alerts.jsonl", asked=True),
+        "chats without tasks": named("chats.jsonl", asked=True),
+        "plain": named("plain.txt"),
+        "marked": named("marked.txt"),
+        "cut finer": named("plain.txt", context_tokens=100_000),
+        "short": named("short.txt"),
     }
     host, _ = open_store(built_store)
     script = Path(__file__).parents[1] / "support" / "edgetorch_script.py"
@@ -114,6 +122,11 @@ def test_a_tenth_is_held_out(told: Told) -> None:
 
 def test_what_is_there_twice_counts_once(told: Told) -> None:
     assert told[0]["twice"] == told[0]["alerts"]
+
+
+def test_how_an_editor_saves_a_text_makes_no_difference(told: Told) -> None:
+    assert told[0]["windows"] == told[0]["alerts"]
+    assert told[0]["marked"] == told[0]["plain"]
 
 
 def test_tasks_are_not_learnt_by_heart(told: Told) -> None:

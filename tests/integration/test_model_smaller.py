@@ -1,5 +1,6 @@
 """`edgebuild model prune` and `distill`, as a user runs them, with a real PyTorch on small random checkpoints."""
 
+import codecs
 import json
 import re
 import signal
@@ -28,7 +29,10 @@ def command(torch_packages: TorchEnvironment, built_store: Path, tmp_path: Path)
     made = make_edgebuild(tmp_path, built_store)
     (tmp_path / "text.txt").write_text(WORDS * 60)
     lines = [{"prompt": f"battery {n} %", "expected": f"Battery low, {n} %."} for n in range(60)]
-    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # As an editor of Windows saves it.
+    (tmp_path / "lines.jsonl").write_bytes(
+        codecs.BOM_UTF8 + "".join(json.dumps(line) + "\r\n" for line in lines).encode()
+    )
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
     return made
 

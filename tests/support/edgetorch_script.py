@@ -7,7 +7,7 @@ from typing import Any
 
 from edgetorch.events import Events, WorkerError
 from edgetorch.models import load_tokenizer
-from edgetorch.texts import Material, load_tasks, load_text
+from edgetorch.texts import load_text, parse_material
 
 
 def main() -> None:
@@ -17,15 +17,9 @@ def main() -> None:
     tokenizer = load_tokenizer(request["tokenizer"])
     answers: list[dict[str, Any]] = []
     for given in request["materials"]:
-        material = Material(**given)
+        material = parse_material(given)
         try:
-            found = load_text(
-                material,
-                tokenizer,
-                context_tokens=material.context_tokens,
-                tasks=load_tasks(material.tasks),
-                events=events,
-            )
+            found = load_text(material, tokenizer, context_tokens=material.context_tokens, events=events)
         except WorkerError as error:
             answers.append({"error": str(error)})
             continue

@@ -149,6 +149,7 @@ class TestText:
             ("a.jsonl", b'{"prompt": 1, "expected": "b"}\n', "a.jsonl:1: no line of the form"),
             ("a.jsonl", b'{"text": ""}\n', "a.jsonl:1"),
             ("a.jsonl", b'["text"]\n', "a.jsonl:1"),
+            ("a.jsonl", b'{"text": "a"}\n\xef\xbb\xbf{"text": "b"}\n', "a.jsonl:2"),
             ("a.jsonl", b"[" * 100_000, "a.jsonl:1"),
             ("a.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}\n', "a.jsonl:1"),
             (
@@ -177,6 +178,8 @@ class TestText:
         )
         path = tmp_path / "a.jsonl"
         path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+        assert check_text(path).is_lines
+        path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps(line) for line in lines).encode())
         assert check_text(path).is_lines
         plain = tmp_path / "a.txt"
         plain.write_bytes(b"\xef\xbb\xbfwords")

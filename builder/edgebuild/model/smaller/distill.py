@@ -261,7 +261,7 @@ def _torch_request(
         "student": str(inputs.student.path),
         "output": str(draft.folder),
         "state": str(state),
-        "material": material(inputs.text, request.tasks, context_tokens=request.context_tokens),
+        "material": material(inputs.text, inputs.tasks, context_tokens=request.context_tokens),
         "threads": host.cpu_count,
         "settings": asdict(request.settings) | {"save_every": request.save_every},
     }

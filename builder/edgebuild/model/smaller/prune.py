@@ -120,8 +120,7 @@ def prune_model(
     drop = layers_to_drop(model, drop=request.drop, keep=request.keep)
     card = read_card(model.path)
     text = check_text(request.text)
-    if request.tasks is not None:
-        load_tasks(request.tasks)
+    tasks = None if request.tasks is None else load_tasks(request.tasks)
     python = environment()
     with drafted(request.output) as draft:
         copy_companions(model.path, draft.folder)
@@ -130,7 +129,7 @@ def prune_model(
                 "command": "prune",
                 "model": str(model.path),
                 "output": str(draft.folder),
-                "material": material(text, request.tasks, context_tokens=request.context_tokens),
+                "material": material(text, tasks, context_tokens=request.context_tokens),
                 "drop": drop,
                 "by": request.by,
                 "sample_tokens": request.sample_tokens,

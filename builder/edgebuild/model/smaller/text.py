@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.errors import UsageError
+from edgebuild.model.evaluation.inputs import EvaluationTasks
 from edgebuild.oci.digest import Digest
 
 _FORMS = '{"prompt": …, "expected": …}, {"text": …} or {"messages": [{"role": …, "content": …}, …]}'
@@ -41,7 +42,9 @@ def check_text(path: Path) -> TextFile:
     try:
         for number, line in enumerate(_lines(path), 1):
             state.update(line)
-            text = _decode(line, f"{path}:{number}")
+            # Of the file, not of each line.
+            words = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            text = _decode(words, f"{path}:{number}")
             if not text.strip():
                 continue
             is_empty = False
@@ -65,7 +68,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _decode(line: bytes, place: str) -> str:
     try:
-        return line.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{place}: not UTF-8 (byte {line[error.start]:#04x})", hint="give text in UTF-8"
@@ -104,17 +107,17 @@ def _is_chat(messages: Any) -> bool:
     )
 
 
-def material(text: TextFile, tasks: Path | None, *, context_tokens: int) -> dict[str, object]:
-    """Name text and tasks for `edgetorch`.
+def material(text: TextFile, tasks: EvaluationTasks | None, *, context_tokens: int) -> dict[str, object]:
+    """Name the text for `edgetorch`, and tell it the tasks.
 
     Args:
         text: Checked.
-        tasks: File of tasks that was checked, or None.
+        tasks: What exact matches are counted of, or None.
         context_tokens: Length of the longest row.
     """
     return {
         "text": str(text.path),
         "is_lines": text.is_lines,
-        "tasks": None if tasks is None else str(tasks),
+        "tasks": () if tasks is None else tasks.tasks,
         "context_tokens": context_tokens,
     }
