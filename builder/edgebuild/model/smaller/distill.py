@@ -117,9 +117,9 @@ class Distilled:
     def to_json(self) -> dict[str, Any]:
         """Give what the history tells; what differs from run to run is left out."""
         return {
-            "teacher": self.teacher.to_json(),
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
+            "teacher": asdict(self.teacher),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
             "training_tokens": self.training_tokens,
             "held_out_tokens": self.held_out_tokens,
             "tasks": self.tasks,
@@ -271,9 +271,9 @@ def _result(output: Path, told: dict[str, Any]) -> Distilled:
     training = told["training"]
     return Distilled(
         output=output,
-        teacher=Figures.from_json(told["teacher"]),
-        before=Figures.from_json(told["before"]),
-        after=Figures.from_json(told["after"]),
+        teacher=Figures(**told["teacher"]),
+        before=Figures(**told["before"]),
+        after=Figures(**told["after"]),
         first_step=training["first_step"],
         loss=training["loss"],
         tokens=training["tokens"],

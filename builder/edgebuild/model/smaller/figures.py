@@ -1,13 +1,12 @@
 """What was measured of a model, and how it is shown beside another's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """One model, measured.
+    """One model, measured; `edgetorch` tells them by the same names.
 
     Attributes:
         parameters: Number of weights, shared ones counted once.
@@ -22,27 +21,6 @@ class Figures:
     weights_bytes: int
     perplexity: float | None
     exact: float | None
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Figures":
-        """Take what `edgetorch` told."""
-        return cls(
-            parameters=document["parameters"],
-            layers=document["layers"],
-            weights_bytes=document["weights_bytes"],
-            perplexity=document["perplexity"],
-            exact=document["exact"],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the document of `--json`."""
-        return {
-            "parameters": self.parameters,
-            "layers": self.layers,
-            "weights_bytes": self.weights_bytes,
-            "perplexity": self.perplexity,
-            "exact": self.exact,
-        }
 
 
 def figure_rows(

@@ -1,7 +1,7 @@
 """Pruning: the layers of a checkpoint that matter least on the user's text are left out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,7 @@ class Pruned:
 
     def to_json(self) -> dict[str, Any]:
         """Give what `--json` and the history tell."""
-        return {
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "dropped": list(self.dropped),
-            "influences": list(self.influences),
-            "losses": list(self.losses),
-            "sample_tokens": self.sample_tokens,
-            "held_out_tokens": self.held_out_tokens,
-            "tasks": self.tasks,
-        }
+        return {name: value for name, value in asdict(self).items() if name != "output"}
 
 
 def prune_model(
@@ -174,8 +165,8 @@ def layers_to_drop(model: CheckpointFolder, *, drop: int | None, keep: int | Non
 def _result(output: Path, told: dict[str, Any]) -> Pruned:
     return Pruned(
         output=output,
-        before=Figures.from_json(told["before"]),
-        after=Figures.from_json(told["after"]),
+        before=Figures(**told["before"]),
+        after=Figures(**told["after"]),
         dropped=tuple(told["dropped"]),
         influences=tuple(told["influences"]),
         losses=tuple(told["losses"]),
