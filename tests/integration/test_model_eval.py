@@ -6,12 +6,23 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.built import ROOT, Built, Edgebuild, assert_refused
+from edgebuild.errors import StoreError
+from edgebuild.gguf import read_gguf_header
+from edgebuild.model.evaluation.evaluate import Evaluator, Measures
+from edgebuild.model.evaluation.inputs import load_text
+from edgebuild.model.source import ModelFile
+from edgebuild.model_spec import make_model_spec
+from edgebuild.oci.digest import Digest
+from edgebuild.plan import ModelSource
+from edgebuild.progress import SilentProgress
+from tests.support.built import ROOT, Built, Edgebuild, assert_refused, open_store
+from tests.support.small_disk import SmallDisk
 from tests.support.tiny_gguf import write_tiny_gguf
 
 TEXT = " ".join(
@@ -121,6 +132,38 @@ class TestRefusals:
         )
         assert_refused(done, 2, "matplotlib")
         assert "edgebuild[plot]" in done.stderr
+
+
+class TestSurroundings:
+    def test_no_room_for_what_the_original_says(
+        self, ours: Edgebuild, llama_host: Path, make_disk: Callable[[int], SmallDisk]
+    ) -> None:
+        path = write_tiny_gguf(ours.folder / "eval-tiny.F32.gguf", dtype="f32", context_tokens=256)
+        model = ModelFile(
+            path=path,
+            spec=make_model_spec(read_gguf_header(path), file_name=path.name),
+            source=ModelSource(kind="file", reference=path.name, file=path.name),
+        )
+        disk = make_disk(1 << 20)
+        host, store = open_store(disk.path / "store")
+        evaluator = Evaluator(
+            library=lambda: llama_host,
+            library_source=Digest.of(b""),
+            store=store,
+            host=host,
+            progress=SilentProgress(),
+        )
+        text = load_text(ours.folder / "text.txt")
+        disk.fill(leave_bytes=256 << 10)
+        with pytest.raises(StoreError, match=f"no space is left for the store {disk.path / 'store'} while"):
+            evaluator.measure(model, model, Measures(text=text, tasks=None))
+        assert not list(disk.path.glob("store/v1/evaluation/*/figures.json"))
+        disk.make_room()
+        # What is measured is what was read, whatever became of the file.
+        (ours.folder / "text.txt").write_text("Too short.", "utf-8")
+        measured = evaluator.measure(model, None, Measures(text=text, tasks=None)).text
+        assert measured is not None
+        assert measured.scored_tokens > 1000
 
 
 class TestGates:
