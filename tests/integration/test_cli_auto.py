@@ -1,7 +1,6 @@
 """`--quantization auto` from the command line: what it shows, what it takes, and that the image holds it."""
 
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from edgebuild.fit import make_fit
 from edgebuild.gguf import read_gguf_header
 from edgebuild.model_spec import ModelSpec, estimate_quantized, make_model_spec
 from edgebuild.profile import load_profile
-from tests.support.built import Edgebuild, assert_refused
+from tests.support.built import Edgebuild, assert_refused, config_files
 
 PROFILE = """\
 extends: x86
@@ -76,11 +75,7 @@ def test_the_image_holds_what_was_chosen(
     assert (fit["is_estimate"], fit["fits"], fit["need_bytes"]) == (False, True, memory)
     assert "▸  Q6_K" in done.stderr
     assert "the cache is q8_0, not f16" in done.stderr
-    digest = image["layers"][-1]["digest"].partition(":")[2]
-    with tarfile.open(edgebuild.folder / "out/blobs/sha256" / digest) as layer:
-        member = layer.extractfile("etc/edgebuild/runtime.json")
-        assert member is not None
-        runtime = json.load(member)
+    runtime = json.loads(config_files(edgebuild.folder / "out", image)["etc/edgebuild/runtime.json"])
     assert (runtime["engine"]["kv_type"], runtime["engine"]["context_tokens"]) == ("q8_0", 1024)
     assert runtime["memory"]["need_bytes"] == memory
 

@@ -140,7 +140,7 @@ def test_a_client_that_leaves_frees_all_places(
 
 def test_a_deadline_ends_all(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
     limits = {
-        "server.limits.request_s": 1, "engine.context_tokens": 65536, "server.limits.output_tokens": 60000,
+        "server.limits.request_s": 3, "engine.context_tokens": 65536, "server.limits.output_tokens": 60000,
         "server.limits.queue": 0,
     }  # fmt: skip
     with running_server(llama_host, tmp_path, scripted_model, limits) as server:

@@ -226,5 +226,6 @@ def test_reads_as_described(target: Target) -> None:
     paths: Sequence[str] = [path for path, item in target.document["paths"].items() if "get" in item]
     assert len(paths) == 6
     for path in paths:
+        target.seen.clear()
         _fuzz(target, path, GenerationMode.POSITIVE, examples=3, method="GET")
-    assert set(target.seen) >= {(GenerationMode.POSITIVE, 200)}
+        assert (GenerationMode.POSITIVE, 200) in target.seen, (path, target.seen)

@@ -89,7 +89,7 @@ def target(
 
 
 @pytest.fixture(autouse=True)
-def _survives(target: Target) -> Iterator[None]:
+def _survives(request: pytest.FixtureRequest, target: Target) -> Iterator[None]:
     """After each test the server still answers, and memory and open files are as before."""
     assert target.answers()
     before = target.server.resident_bytes
@@ -97,7 +97,8 @@ def _survives(target: Target) -> Iterator[None]:
     _wait_at_rest(target)
     assert " error " not in target.server.log
     # The heap keeps what the most connections at once took; over many waves of 3,000 it levels out.
-    assert target.server.resident_bytes < before * 1.05 + (8 << 20)
+    spare_bytes = (8 if request.function is test_thousands_of_connections else 2) << 20
+    assert target.server.resident_bytes < before * 1.05 + spare_bytes
 
 
 def _wait_at_rest(target: Target) -> None:
@@ -110,7 +111,7 @@ def _wait_at_rest(target: Target) -> None:
 
 def _is_at_rest(target: Target) -> bool:
     # A server that turns connections away may reset this one, too.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
         return target.answers() and _open_files(target.server) <= target.files_at_rest
     return False
 
@@ -323,16 +324,19 @@ def test_all_addresses_together_are_bounded(target: Target) -> None:
 
 
 def test_a_busy_connection_is_not_cut_off(target: Target) -> None:
-    """An answer that is read may take longer than a header."""
-    seen = b""
-    with target.open() as connection:
-        connection.sendall(_request(json.dumps(_LONG | {"stream": True}).encode()))
+    """An answer that is read may take longer than a header, a body, or silence: here for 2.5 s, and it is longer still."""
+    parts = []
+    with target.open(buffer_bytes=65536) as connection:
+        connection.sendall(_request(json.dumps(_FLOOD | {"stream": True}).encode()))
         started = time.monotonic()
-        while time.monotonic() < started + 2.5 and b"data: [DONE]" not in seen:
-            part = connection.recv(65536)
-            assert part
-            seen += part
-    assert seen.count(b"data: ") > 5
+        while time.monotonic() < started + 2.5:
+            parts.append(connection.recv(65536))
+            assert parts[-1]
+            time.sleep(0.02)
+    answer = b"".join(parts)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"data: ") > 10
+    assert b"[DONE]" not in answer
 
 
 def _client_hello() -> bytes:

@@ -229,7 +229,7 @@ def test_killed_while_a_recipe_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
 def test_killed_while_an_image_is_tested(
     half_done: tuple[Bench, str], points: tuple[list[str], str], with_signal: signal.Signals
 ) -> None:

@@ -103,7 +103,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_stopped(thirsty: Bench, mirro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [pytest.param(DEB, marks=pytest.mark.slow), WHEEL])
+@pytest.mark.parametrize("part", [DEB, WHEEL])
 def test_a_server_that_gives_up_for_a_while(thirsty: Bench, mirror: Mirror, part: str) -> None:
     mirror.faults[part] = Fault(status=503, times=2)
     thirsty.build(*mirror.options, env=mirror.environment)
@@ -120,9 +120,7 @@ def test_a_slow_mirror_is_waited_for(thirsty: Bench, mirror: Mirror) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [DEB, WHEEL])
-@pytest.mark.parametrize(
-    "is_same_size", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["same size", "shorter"]
-)
+@pytest.mark.parametrize("is_same_size", [True, False], ids=["same size", "shorter"])
 def test_other_bytes_under_the_same_name(
     thirsty: Bench, mirror: Mirror, part: str, is_same_size: bool
 ) -> None:
@@ -256,7 +254,7 @@ def test_ctrl_c_while_packages_are_resolved(bench: Bench, mirror: Mirror) -> Non
             begin = time.monotonic()
             build.send_signal(signal.SIGINT)
             assert build.wait(60) == 130, log.read_text()
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < 10
         finally:
             build.kill()
     told = log.read_text()

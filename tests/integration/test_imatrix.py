@@ -1,9 +1,6 @@
 """Importance matrices: computed as llama.cpp computes them, used, recorded, and refused where there is nothing to use them for."""
 
-import gzip
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from gguf import GGUFReader
 
-from tests.support.built import Edgebuild, assert_refused
+from tests.support.built import Edgebuild, assert_refused, config_files
 from tests.support.tiny_gguf import EXPERTS_USED, write_tiny_gguf
 
 TEXT = " ".join(
@@ -47,8 +44,7 @@ def test_sums_are_those_of_the_definition(ours: Edgebuild, built_store: Path) ->
     for name in ("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight"):
         np.testing.assert_allclose(matrix[f"{name}.in_sum2"].ravel(), expected, rtol=1e-3)
         assert matrix[f"{name}.counts"].ravel().tolist() == [len(tokens)]
-    layers = {name.split(".")[1] for name in matrix}
-    assert {f"blk.{layer}.ffn_down.weight.in_sum2" for layer in layers} <= set(matrix)
+    assert {f"blk.{layer}.ffn_down.weight.in_sum2" for layer in range(2)} <= set(matrix)
 
 
 def test_experts_have_sums_of_their_own(ours: Edgebuild, built_store: Path) -> None:
@@ -139,8 +135,5 @@ def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _card(layout: Path, image: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    blob = layout / "blobs" / image["layers"][-1]["digest"].replace(":", "/")
-    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(blob.read_bytes()))) as archive:
-        card = json.load(archive.extractfile("etc/edgebuild/model.json") or io.BytesIO())
-        readme = (archive.extractfile("etc/edgebuild/README.md") or io.BytesIO()).read().decode()
-    return card, readme
+    files = config_files(layout, image)
+    return json.loads(files["etc/edgebuild/model.json"]), files["etc/edgebuild/README.md"].decode()

@@ -49,7 +49,7 @@ def test_what_fits_runs_and_what_does_not_is_killed(
     with ExitStack() as stack:
         # A limit is a whole number of pages.
         group = peers.enter(stack, limited_group("limit", -(-memory // 4096) * 4096))
-        with running_tree(tree, settings=settings, prefix=group.prefix) as (process, port, _):
+        with running_tree(tree, settings=settings, prefix=group.prefix) as (process, port):
             tokens = fill_context(tree, port)
             assert process.poll() is None
         assert min(tokens) > 0.9 * CACHE.context_tokens
@@ -69,7 +69,7 @@ def test_what_fits_runs_and_what_does_not_is_killed(
         larger = {"EDGE_KV_TYPE": "f16", **settings}
         with (
             pytest.raises((PeerUnavailableError, AssertionError, OSError)),
-            running_tree(tree, settings=larger, prefix=group.prefix) as (_, port, _),
+            running_tree(tree, settings=larger, prefix=group.prefix) as (_, port),
         ):
             fill_context(tree, port)
         assert group.kills > 0

@@ -1,11 +1,8 @@
 """Measuring models: figures against the definition, what is kept, what is refused, and gates that stop a build."""
 
-import gzip
-import io
 import json
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from edgebuild.model_spec import make_model_spec
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ModelSource
 from edgebuild.progress import SilentProgress
-from tests.support.built import ROOT, Built, Edgebuild, assert_refused, open_store
+from tests.support.built import ROOT, Built, Edgebuild, assert_refused, config_files, open_store
 from tests.support.small_disk import SmallDisk
 from tests.support.tiny_gguf import write_tiny_gguf
 
@@ -199,15 +196,16 @@ class TestGates:
         config = json.loads((built / image["config_digest"].replace(":", "/")).read_bytes())
         labels = config["config"]["Labels"]
         assert labels["dev.edgebuild.quality.exact_match"] == f"{tasks['exact']}/250"
-        layer = gzip.decompress((built / image["layers"][-1]["digest"].replace(":", "/")).read_bytes())
-        with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
-            card = json.load(archive.extractfile("etc/edgebuild/model.json") or io.BytesIO())
-            readme = (archive.extractfile("etc/edgebuild/README.md") or io.BytesIO()).read().decode()
+        files = config_files(ours.folder / "build", image)
+        card, readme = (
+            json.loads(files["etc/edgebuild/model.json"]),
+            files["etc/edgebuild/README.md"].decode(),
+        )
         assert card["quality"]["tasks"]["exact"] == tasks["exact"]
         assert f"{tasks['exact']} of 250 answers exact" in readme
 
     def test_without_gates_nothing_is_measured(self, built_layout: Built) -> None:
         for image in built_layout.document["images"]:
             assert image["quality"] is None
-            layer = gzip.decompress(built_layout.blob(image["layers"][-1]["digest"]).read_bytes())
-            assert b"| Quality | not measured |" in layer
+            readme = config_files(built_layout.layout, image)["etc/edgebuild/README.md"]
+            assert b"| Quality | not measured |" in readme

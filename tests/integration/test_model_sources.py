@@ -1,20 +1,17 @@
 """Fetched models at the command line: whole builds, and downloads that end early however they end."""
 
 import hashlib
-import io
 import json
 import signal
 import subprocess
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.bench import assert_failed
-from tests.support.built import Edgebuild, make_edgebuild
+from tests.support.built import Edgebuild, config_files, make_edgebuild
 from tests.support.hub import TOKEN, LoopbackHub, running_hub
 from tests.support.small_disk import SmallDisk
 from tests.support.tiny_gguf import write_tiny_gguf
@@ -81,7 +78,7 @@ def test_image_of_a_hubs_model_says_where_it_came_from(
     assert document["model"]["source"] == source
     assert "hash " not in done.stderr, "the file was hashed again"
     assert TOKEN not in done.stderr + done.stdout
-    files = config_files(edgebuild.folder / "build", document)
+    files = config_files(edgebuild.folder / "build", document["images"][0])
     assert json.loads(files["etc/edgebuild/model.json"])["source"] == source | {
         "quantization": "F16", "quantized_by": "llama_model_quantize Q8_0", "importance_matrix": None,
     }  # fmt: skip
@@ -90,15 +87,6 @@ def test_image_of_a_hubs_model_says_where_it_came_from(
     env = {"HF_ENDPOINT": hub.url}
     again = edgebuild.run(*argv, "--model", str(source["reference"]), env=env)
     assert json.loads(again.stdout)["index"]["digest"] == document["index"]["digest"]
-
-
-def config_files(layout: Path, document: dict[str, Any]) -> dict[str, bytes]:
-    """Read the files of the first image's last layer."""
-    digest = document["images"][0]["layers"][-1]["digest"]
-    blob = (layout / "blobs" / digest.replace(":", "/")).read_bytes()
-    with tarfile.open(fileobj=io.BytesIO(blob)) as archive:
-        opened = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
-        return {name: file.read() for name, file in opened.items() if file is not None}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

@@ -163,7 +163,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory, llama_host: Path) -> Worker
 def test_sizes_are_computed_to_the_byte(worker: Worker, name: str) -> None:
     expected, made = estimate_quantized(worker.model.spec, name), worker.quantize(name)
     assert made.quantization == name
-    assert made.tensors == expected.tensors or set(made.tensors) == set(expected.tensors)
+    # llama.cpp writes them in an order of its own.
+    assert set(made.tensors) == set(expected.tensors)
     assert made.file_bytes == expected.file_bytes
 
 

@@ -15,7 +15,7 @@ from edgeserve.engine.protocol import EngineError, Request, Sampling, Token
 from edgeserve.log import Log
 from edgeserve.settings import EngineSettings
 from tests.support.bench import assert_failed
-from tests.support.built import Edgebuild
+from tests.support.built import Edgebuild, config_files
 from tests.support.faulty_registry import CutRequest, FaultyRegistry
 from tests.support.hub import running_hub
 from tests.support.tiny_gguf import BOS
@@ -57,11 +57,8 @@ class Build:
 
     def config(self, document: dict[str, Any], output: str = "build") -> dict[str, Any]:
         """Read model.json and runtime.json of the first image."""
-        with tarfile.open(self.blob(document["images"][0]["layers"][-1]["digest"], output)) as archive:
-            return {
-                name: json.load(archive.extractfile(f"etc/edgebuild/{name}.json"))  # type: ignore[arg-type]
-                for name in ("model", "runtime")
-            }
+        files = config_files(self._edgebuild.folder / output, document["images"][0])
+        return {name: json.loads(files[f"etc/edgebuild/{name}.json"]) for name in ("model", "runtime")}
 
 
 @pytest.fixture

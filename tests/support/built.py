@@ -6,6 +6,7 @@ On an empty store the first build downloads and compiles for many minutes; every
 import json
 import os
 import sys
+import tarfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -209,6 +210,19 @@ def make_edgebuild(folder: Path, store: Path) -> Edgebuild:
         "LANG": "C.UTF-8",
     }
     return Edgebuild(folder=folder, variables=kept | own)
+
+
+def config_files(layout: Path, image: Mapping[str, Any]) -> dict[str, bytes]:
+    """Read the files of an image's last layer, which says what it is, by their names without a leading slash.
+
+    Args:
+        layout: Folder of the layout.
+        image: What `edgebuild image --json` says of it.
+    """
+    blob = layout / "blobs" / image["layers"][-1]["digest"].replace(":", "/")
+    with tarfile.open(blob) as archive:
+        opened = {member.name: archive.extractfile(member) for member in archive if member.isfile()}
+        return {name: file.read() for name, file in opened.items() if file is not None}
 
 
 def host_artifact(name: str, store: Path, lock: Path) -> Path:

@@ -13,6 +13,7 @@ from edgebuild.model.source import demo_model_path
 
 DEMO = demo_model_path().parent / "hf"
 DTYPES = {"F16": np.float16, "F32": np.float32, "I32": np.int32, "I8": np.int8, "I64": np.int64}
+_SHARDS = 3
 _NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -69,15 +70,15 @@ def change_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(values)))
 
 
-def shard_demo(folder: Path, *, shards: int = 3) -> Path:
-    """Copy the demo model's checkpoint with its weights in several files and an index."""
+def shard_demo(folder: Path) -> Path:
+    """Copy the demo model's checkpoint with its weights in three files and an index."""
     copy_demo(folder, without=("model.safetensors",))
     tensors = read_tensors(DEMO / "model.safetensors")
     names = sorted(tensors)
     weight_map: dict[str, str] = {}
-    for number in range(shards):
-        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        held = {name: tensors[name] for name in names[number::shards]}
+    for number in range(_SHARDS):
+        file = f"model-{number + 1:05d}-of-{_SHARDS:05d}.safetensors"
+        held = {name: tensors[name] for name in names[number::_SHARDS]}
         write_tensors(folder / file, held)
         weight_map |= dict.fromkeys(held, file)
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}

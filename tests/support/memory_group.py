@@ -41,12 +41,6 @@ class LimitedGroup:
         assert found is not None, text
         return int(found[1])
 
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory that was charged to it, page cache included."""
-        name = "memory.peak" if self.version == 2 else "memory.max_usage_in_bytes"
-        return int((self.folder / name).read_text())
-
 
 @contextmanager
 def limited_group(name: str, limit_bytes: int) -> Iterator[LimitedGroup]:

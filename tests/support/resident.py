@@ -1,9 +1,9 @@
 """A real image's server, run natively from its unpacked tree and used to the full: what memory does it take?
 
 1. The tree is unpacked; the model's pages are dropped from the page cache, so that the start is a cold one.
-2. Its entrypoint starts in it, and its resident pages are added up again and again (proc(5), Rss in
-   smaps_rollup, mapped files included), and the kernel tells the peak (VmHWM).
+2. Its entrypoint starts in it.
 3. Every slot is given a prompt and an answer that fill its context together.
+4. The kernel tells the most pages that were resident at once, mapped files included (proc(5), VmHWM in status).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import random
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from tests.support.load import Call, run_calls
 from tests.support.peers.tool import wait_until
 from tests.support.tiny_gguf import write_tiny_gguf
 
-_POLL_S = 0.05
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 900.0
@@ -74,14 +72,10 @@ class Used:
     Attributes:
         peak_bytes: The most resident memory at any time, start included.
         parts: Resident bytes at the end, by what they are.
-        tokens: Tokens in the cache of each slot at the end.
-        log: What it wrote.
     """
 
     peak_bytes: int
     parts: Mapping[str, int]
-    tokens: tuple[int, ...]
-    log: str
 
 
 def unpack_tree(layout: Path, root: Path) -> Tree:
@@ -118,8 +112,8 @@ def host_variant() -> str:
 @contextmanager
 def running_tree(
     tree: Tree, *, settings: Mapping[str, object] | None = None, prefix: Sequence[str] = ()
-) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
-    """Run the image's entrypoint until the block ends; gives its process, its port and its log.
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the image's entrypoint until the block ends; gives its process and its port.
 
     Args:
         tree: The image.
@@ -153,7 +147,7 @@ def running_tree(
         )
         found = _PORT.search(log.read_text("utf-8"))
         assert found is not None
-        yield process, int(found[1]), log
+        yield process, int(found[1])
     finally:
         process.terminate()
         try:
@@ -188,38 +182,14 @@ def fill_context(tree: Tree, port: int) -> tuple[int, ...]:
     return tokens
 
 
-def use_to_the_full(tree: Tree, *, settings: Mapping[str, object] | None = None) -> Used:
+def use_to_the_full(tree: Tree) -> Used:
     """Start the server cold, fill every slot, and return what memory it took."""
     # What this machine has free is no part of the question.
-    given = {"EDGE_MEMORY_CHECK": "warn", "EDGE_REQUEST_S": 1800, **(settings or {})}
-    with running_tree(tree, settings=given) as (process, port, log):
-        watcher = _Watcher(process.pid)
-        tokens = fill_context(tree, port)
+    settings = {"EDGE_MEMORY_CHECK": "warn", "EDGE_REQUEST_S": 1800}
+    with running_tree(tree, settings=settings) as (process, port):
+        fill_context(tree, port)
         parts = resident_parts(process.pid, tree.model_file.name)
-        # The start came before the watcher: the kernel keeps the peak (proc(5), VmHWM).
-        peak = max(watcher.stop(), _field(process.pid, "status", "VmHWM:"))
-    return Used(peak_bytes=peak, parts=parts, tokens=tokens, log=log.read_text("utf-8", "replace"))
-
-
-class _Watcher:
-    """Adds up the resident pages of a process again and again, until it is stopped."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._peak_bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        """Stop, and return the peak in bytes."""
-        self._done.set()
-        self._thread.join()
-        return self._peak_bytes
-
-    def _watch(self) -> None:
-        while not self._done.wait(_POLL_S):
-            self._peak_bytes = max(self._peak_bytes, _field(self._pid, "smaps_rollup", "Rss:"))
+        return Used(peak_bytes=_peak_bytes(process.pid), parts=parts)
 
 
 def resident_parts(pid: int, model_file: str) -> dict[str, int]:
@@ -242,13 +212,12 @@ def resident_parts(pid: int, model_file: str) -> dict[str, int]:
     return parts
 
 
-def _field(pid: int, file: str, name: str) -> int:
-    """Read a size in kB from a file of /proc; 0 when the process is gone."""
-    with suppress(OSError):
-        for line in Path(f"/proc/{pid}/{file}").read_text("ascii", "replace").splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return 0
+def _peak_bytes(pid: int) -> int:
+    """Read the most bytes that a running process had resident at once."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None, status
+    return int(found[1]) * 1024
 
 
 def _drop_pages(path: Path) -> None:

@@ -11,6 +11,7 @@ from gguf.constants import LlamaFileType
 
 DIM = 64
 _FF, _LAYERS, _HEADS = 128, 2, 2
+_CONTEXT_TOKENS = 128
 PAD, UNK, CLS, SEP, MASK = range(5)
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = ("obstacle", "ahead", "left", "right", "battery", "low", "the")
@@ -18,14 +19,11 @@ _TOKENS = 256
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?"
 
 
-def write_tiny_bert(
-    path: Path, *, pooling: PoolingType | None = PoolingType.MEAN, context_tokens: int = 128, seed: int = 0
-) -> Path:
+def write_tiny_bert(path: Path, *, pooling: PoolingType | None = PoolingType.MEAN) -> Path:
     """Write a BERT in 32 bits.
 
     Args:
         pooling: How the header says that vectors of texts are made; None leaves the key out.
-        context_tokens: Positions that it has.
 
     Returns:
         `path`.
@@ -36,7 +34,7 @@ def write_tiny_bert(
     writer = GGUFWriter(str(path), "bert")
     writer.add_name("tiny-bert")
     writer.add_file_type(LlamaFileType.ALL_F32)
-    writer.add_context_length(context_tokens)
+    writer.add_context_length(_CONTEXT_TOKENS)
     writer.add_embedding_length(DIM)
     writer.add_feed_forward_length(_FF)
     writer.add_block_count(_LAYERS)
@@ -60,7 +58,7 @@ def write_tiny_bert(
     writer.add_sep_token_id(SEP)
     writer.add_pad_token_id(PAD)
     writer.add_mask_token_id(MASK)
-    for name, values in _tensors(len(texts), context_tokens, seed).items():
+    for name, values in _tensors(len(texts)).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -69,8 +67,8 @@ def write_tiny_bert(
     return path
 
 
-def _tensors(vocabulary: int, positions: int, seed: int) -> dict[str, npt.NDArray[np.float32]]:
-    random = np.random.default_rng(seed)
+def _tensors(vocabulary: int) -> dict[str, npt.NDArray[np.float32]]:
+    random = np.random.default_rng(0)
 
     def matrix(rows: int, columns: int) -> npt.NDArray[np.float32]:
         return random.standard_normal((rows, columns), dtype=np.float32) / np.float32(columns**0.5)
@@ -87,7 +85,7 @@ def _tensors(vocabulary: int, positions: int, seed: int) -> dict[str, npt.NDArra
 
     tensors = {
         "token_embd.weight": matrix(vocabulary, DIM),
-        "position_embd.weight": matrix(positions, DIM),
+        "position_embd.weight": matrix(_CONTEXT_TOKENS, DIM),
         "token_types.weight": matrix(2, DIM),
         **norm("token_embd_norm"),
     }

@@ -58,7 +58,6 @@ def write_tiny_llama(
     idle: Collection[int] = (),
     shards: int = 1,
     seed: int = 0,
-    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint.
 
@@ -69,7 +68,6 @@ def write_tiny_llama(
         idle: Layers that hand on what they are given, as it is.
         shards: Files that the weights are spread over.
         seed: Of the weights.
-        config: Changed entries of config.json.
     """
     folder.mkdir(parents=True)
     document: dict[str, Any] = {
@@ -91,7 +89,7 @@ def write_tiny_llama(
         "eos_token_id": 1,
         "pad_token_id": 1,
         "torch_dtype": "float16",
-    } | dict(config or {})
+    }
     if kind.startswith("qwen"):
         document |= {"layer_types": ["full_attention"] * layers, "max_window_layers": layers}
     (folder / "config.json").write_text(json.dumps(document))

@@ -78,7 +78,7 @@ def test_without_flash_attention_the_scores_count() -> None:
         for value in ("auto", "off")
     )
     # 128 tokens of a batch × 32 heads × 2048 tokens of the context, in 32 bit and once more in 16.
-    assert 48 * MIB + usual.size_bytes > off.size_bytes > 48 * MIB
+    assert 32 * MIB < off.size_bytes - usual.size_bytes < 48 * MIB
     assert "32 heads × 2048 scores" in off.formula
 
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.support.gbnf import Gbnf
 from tests.support.tiny_gguf import CHATML, CONTROL
 
 _ENDS = ("</s>", "<|im_end|>")
+_NEXT_MESSAGE = "<|im_end|>\n<|im_start|>assistant"
 _CITY: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris", "Rome"]}},
@@ -120,6 +122,7 @@ def test_form_of_deepseek() -> None:
         HERMES.replace("'<tool_response>", "'").replace("m.content + '\n</tool_response>", "'done"),
         HERMES.replace("(t | tojson)", "'hidden'"),
         HERMES.replace("+ f.name +", "+ (f.name | upper) +"),
+        HERMES.replace("</tool_call>' }}", f"</tool_call>{_NEXT_MESSAGE}' }}}}"),
         "{{ raise_exception('no') }}",
         "{{ messages }}{{ tools }}",
     ],
@@ -129,11 +132,10 @@ def test_templates_without_a_form(source: str) -> None:
 
 
 def test_a_call_in_each_message_is_one_call_an_answer() -> None:
-    source = HERMES.replace(
-        "'}\n</tool_call>' }}", "'}\n</tool_call><|im_end|>\n<|im_start|>assistant' }}", 1
+    form = _get(
+        HERMES.replace("</tool_call>' }}", f"</tool_call>' + ('' if loop.last else '{_NEXT_MESSAGE}') }}}}")
     )
-    form = _form(source)
-    assert form is None or form.between is None
+    assert form == replace(_get(HERMES), between=None)
 
 
 def _answers(source: str, count: int = 40, **given: Any) -> list[str]:

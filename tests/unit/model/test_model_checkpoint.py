@@ -41,7 +41,7 @@ def assert_refused(load: Load, folder: Path, store: Store, told: Told, *said: st
         (lambda folder: (folder / "config.json").write_bytes(b"[" * 100_000), ("config.json is no JSON",)),
         (lambda folder: (folder / "config.json").write_bytes(b"[1]"), ("config.json is no JSON object",)),
         (lambda folder: change_json(folder / "config.json", {"architectures": []}), ("names no architecture",)),
-        (lambda folder: (folder / "tokenizer.model").rename(folder / "t.model"), ()),
+        (lambda folder: (folder / "tokenizer.model").rename(folder / "t.model"), ("holds no tokenizer",)),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), ("not a whole safetensors file",)),
         (lambda folder: cut(folder / "model.safetensors", 5_000_000), ("not a whole", "the file has")),
         (lambda folder: cut(folder / "model.safetensors", 100), ("its header would have",)),
