@@ -14,6 +14,7 @@ pytest_plugins = (
     "tests.support.bench",
     "tests.support.small_disk",
     "tests.support.llama",
+    "tests.support.openai_client",
     "tests.support.torch",
 )
 

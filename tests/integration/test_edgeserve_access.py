@@ -21,6 +21,7 @@ from edgeserve.access.keys import make_key
 from tests.support.asking import COMPLETION, GO, answers, ask, ask_on, connect
 from tests.support.certificates import Authority, Issued, client_context
 from tests.support.llama import MODEL_NAME, ServerProcess, running_server
+from tests.support.openai_client import openai_client
 
 _FOREIGN = "foreign"
 
@@ -110,9 +111,9 @@ def test_probes_need_no_key(keyed: tuple[ServerProcess, tuple[str, ...]]) -> Non
 
 def test_the_official_client_with_a_key(keyed: tuple[ServerProcess, tuple[str, ...]]) -> None:
     server, (phone, _) = keyed
-    with OpenAI(base_url=f"{server.url}/v1", api_key=phone, max_retries=0) as client:
+    with openai_client(server, key=phone) as client:
         assert client.completions.create(model=MODEL_NAME, prompt="go").choices[0].text.startswith("Hello")
-    with OpenAI(base_url=f"{server.url}/v1", api_key="sk-wrong", max_retries=0) as client:
+    with openai_client(server, key="sk-wrong") as client:
         with pytest.raises(openai.AuthenticationError) as caught:
             client.models.list()
         assert (caught.value.code, caught.value.type) == ("invalid_api_key", "invalid_request_error")

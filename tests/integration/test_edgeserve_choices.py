@@ -1,6 +1,5 @@
 """Several answers to one prompt (`n`), by the official `openai` client."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +8,12 @@ import pytest
 from openai import OpenAI
 
 from tests.support.asking import COMPLETION, GO, LOOP, ask
-from tests.support.llama import MODEL_NAME, ServerProcess, running_server
+from tests.support.llama import MODEL_NAME, running_server
+from tests.support.openai_client import openai_client
 from tests.support.scraping import scrape
 
 _ASK: Any = [{"role": "user", "content": "hello"}]
 _COMPUTED = 'edgeserve_prompt_tokens_total{source="computed"}'
-
-
-def _client(server: ServerProcess) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def scripted(scripted_server: ServerProcess) -> Iterator[OpenAI]:
-    with _client(scripted_server) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_server: ServerProcess) -> Iterator[OpenAI]:
-    with _client(tiny_server) as client:
-        yield client
 
 
 def test_chats(scripted: OpenAI) -> None:
@@ -101,7 +85,10 @@ def test_the_prompt_is_computed_once(llama_host: Path, tiny_model: Path, tmp_pat
 
 def test_more_than_ever_fit(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
     limits = {"server.limits.queue": 4, "server.limits.client_requests": 3}
-    with running_server(llama_host, tmp_path, scripted_model, limits) as server, _client(server) as client:
+    with (
+        running_server(llama_host, tmp_path, scripted_model, limits) as server,
+        openai_client(server) as client,
+    ):
         for count, what in ((4, "at most 3"), (17, "from 1 to 16"), (0, "from 1 to 16")):
             with pytest.raises(openai.BadRequestError, match=what) as caught:
                 client.completions.create(model=MODEL_NAME, prompt="go", n=count)
@@ -127,7 +114,10 @@ def test_a_client_that_leaves_frees_all_places(
         "engine.context_tokens": 8192,
         "server.limits.output_tokens": 8000,
     }
-    with running_server(llama_host, tmp_path, scripted_model, limits) as server, _client(server) as client:
+    with (
+        running_server(llama_host, tmp_path, scripted_model, limits) as server,
+        openai_client(server) as client,
+    ):
         if is_stream:
             with client.completions.create(**LOOP, n=3, max_tokens=8000, stream=True) as stream:
                 next(iter(stream))

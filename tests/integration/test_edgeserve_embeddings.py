@@ -39,6 +39,7 @@ from tests.support.llama import (
     server_environment,
     write_runtime,
 )
+from tests.support.openai_client import openai_client
 from tests.support.scraping import scrape
 from tests.support.tiny_embedder import CLS, DIM, SEP, write_tiny_bert
 from tests.support.tiny_gguf import BOS, write_tiny_gguf
@@ -70,7 +71,7 @@ def server(llama_host: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    with openai_client(server) as client:
         yield client
 
 

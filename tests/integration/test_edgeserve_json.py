@@ -1,7 +1,6 @@
 """Answers in JSON, by the official `openai` client: any object, or valid against a schema, whatever the model would say."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
@@ -9,7 +8,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from tests.support.llama import MODEL_NAME, ServerProcess
+from tests.support.llama import MODEL_NAME
 
 _ASK: Any = [{"role": "user", "content": "hello"}]
 
@@ -24,18 +23,6 @@ class _Alert(BaseModel):
     level: Literal["info", "warning", "danger"]
     readings: list[_Reading] = Field(max_length=2)
     note: str | None = Field(pattern=r"^[A-Z][a-z]{0,9}\\.$")
-
-
-@pytest.fixture(scope="module")
-def scripted(scripted_server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{scripted_server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,30 +1,17 @@
 """Log probabilities and biases of tokens, by the official `openai` client and in its shapes."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.support.llama import MODEL_NAME, ServerProcess
+from tests.support.llama import MODEL_NAME
 from tests.support.tiny_gguf import FIRST_BYTE
 
 _ASK: Any = [{"role": "user", "content": "hello"}]
 # Tokens of the tiny model: "a" stands behind the control tokens, the bytes and the space.
 _LETTER_A = FIRST_BYTE + 256 + 1
-
-
-@pytest.fixture(scope="module")
-def scripted(scripted_server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{scripted_server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_server: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{tiny_server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_chat_logprobs(tiny: OpenAI) -> None:

@@ -1,6 +1,5 @@
 """A real edgeserve process, asked by the official `openai` client."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,26 +8,11 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.support.llama import MODEL_NAME, ServerProcess, running_server
+from tests.support.llama import MODEL_NAME, running_server
+from tests.support.openai_client import openai_client
 from tests.support.tiny_gguf import write_scripted_gguf, write_tiny_gguf
 
 _ASK: Any = [{"role": "user", "content": "hello"}]
-
-
-def _client(server: ServerProcess) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def scripted(scripted_server: ServerProcess) -> Iterator[OpenAI]:
-    with _client(scripted_server) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_server: ServerProcess) -> Iterator[OpenAI]:
-    with _client(tiny_server) as client:
-        yield client
 
 
 def test_chat(scripted: OpenAI) -> None:
@@ -224,7 +208,7 @@ def test_prompt_and_answer_longer_than_the_context(
         "server.limits.output_tokens": 100,
         "engine.context_tokens": 128,
     }
-    with running_server(llama_host, tmp_path, tiny_model, limits) as server, _client(server) as client:
+    with running_server(llama_host, tmp_path, tiny_model, limits) as server, openai_client(server) as client:
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model=MODEL_NAME, prompt=[1] * 100, max_tokens=29)
         assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "max_tokens")
@@ -235,7 +219,7 @@ def test_prompt_and_answer_longer_than_the_context(
 
 def test_model_without_chat_template(llama_host: Path, tmp_path: Path) -> None:
     model = write_tiny_gguf(tmp_path / "plain.gguf", chat_template=None)
-    with running_server(llama_host, tmp_path, model) as server, _client(server) as client:
+    with running_server(llama_host, tmp_path, model) as server, openai_client(server) as client:
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model=MODEL_NAME, messages=_ASK)
         assert caught.value.code == "no_chat_template"
@@ -253,7 +237,7 @@ def test_model_without_chat_template(llama_host: Path, tmp_path: Path) -> None:
 )
 def test_hostile_templates(llama_host: Path, tmp_path: Path, template: str, code: str) -> None:
     model = write_scripted_gguf(tmp_path / "evil.gguf", scripts={"go": ("Hello",)}, chat_template=template)
-    with running_server(llama_host, tmp_path, model) as server, _client(server) as client:
+    with running_server(llama_host, tmp_path, model) as server, openai_client(server) as client:
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model=MODEL_NAME, messages=_ASK)
         assert caught.value.code == code
