@@ -65,12 +65,12 @@ class _Found:
 
     Attributes:
         files: Its files, in order; empty where they can only be fetched whole.
-        licence: As the source states it, or "".
+        licence: Gives it as the source states it, or ""; may ask the source.
         reason: Why they can only be fetched whole.
     """
 
     files: tuple[_Remote, ...]
-    licence: str
+    licence: Callable[[], str]
     reason: str = ""
 
 
@@ -115,7 +115,7 @@ def _read(found: _Found, *, store: Store, progress: Progress) -> ModelSpec:
             # It is no file of this machine.
             raise ModelError(error.message.replace(f"{folder}/", ""), hint=error.hint) from error
     spec = make_model_spec(header, file_name=whole_file_name(names[0]))
-    return replace(spec, licence=spec.licence or found.licence)
+    return replace(spec, licence=spec.licence or found.licence())
 
 
 def _fetch_header(file: _Remote, path: Path) -> None:
@@ -172,7 +172,7 @@ def _finding(
 
             with open_registry_model(reference, wanted=wanted, host=host, progress=progress) as opened:
                 if opened.is_packed:
-                    yield _Found(files=(), licence="", reason="its files are packed in others")
+                    yield _Found(files=(), licence=lambda: "", reason="its files are packed in others")
                     return
 
                 yield _in_registry(opened)
@@ -196,7 +196,7 @@ def _in_registry(opened: "OpenedModel") -> _Found:
             _Remote(name=gguf_file_name(name.rpartition("/")[2]), digest=layer.digest, extend=extend(layer))
             for name, layer in opened.chosen
         ),
-        licence=opened.licence(),
+        licence=opened.licence,
     )
 
 
@@ -210,6 +210,6 @@ def _behind_addresses(located: "Located", host: Host) -> _Found:
         files=tuple(
             _Remote(name=file.file, digest=file.digest, extend=extend(file)) for file in located.files
         ),
-        licence=located.source.licence,
+        licence=lambda: located.source.licence,
         reason="" if located.files else "it is a checkpoint, which is converted",
     )

@@ -56,18 +56,16 @@ def fetch_hub_model(
         ToolError: The hub refuses, fails or serves other bytes.
         StoreError: The disk is full.
     """
-    located = locate_hub_model(
-        reference, wanted=wanted, host=host, store=store, progress=progress, patience=patience
-    )
+    hub = Hub(host.environment, patience=patience)
+    listing = _list_files(hub, reference, host=host, store=store)
+    located = _locate(hub, reference, listing, wanted=wanted, progress=progress)
     if not located.files:
         from edgebuild.model.hub_checkpoint import convert_repository  # noqa: PLC0415 - GGUF files do without the converter
 
-        hub = Hub(host.environment, patience=patience)
-        commit = HubReference(repository=reference.repository, revision=located.source.revision)
         return convert_repository(
             hub,
             reference,
-            _list_files(hub, commit, host=host, store=store),
+            listing,
             host=host,
             store=store,
             progress=progress,
@@ -93,8 +91,14 @@ def locate_hub_model(
 ) -> Located:
     """Find a GGUF model of a repository; a checkpoint has no such files. Arguments and errors are those of `fetch_hub_model`."""
     hub = Hub(host.environment, patience=patience)
-    # Step 1.
     listing = _list_files(hub, reference, host=host, store=store)
+    return _locate(hub, reference, listing, wanted=wanted, progress=progress)
+
+
+def _locate(
+    hub: Hub, reference: HubReference, listing: Listing, *, wanted: tuple[str, ...], progress: Progress
+) -> Located:
+    """Choose a GGUF model among what a commit holds, and tell which."""
     pinned = HubReference(repository=reference.repository, revision=listing.commit)
     # Step 2.
     files = _choose(reference, listing, wanted)
@@ -133,6 +137,7 @@ def locate_hub_model(
 
 def _list_files(hub: Hub, reference: HubReference, *, host: Host, store: Store) -> Listing:
     """List a repository, from the store where its commit was asked for before."""
+    # Step 1.
     listing = _recall(hub, reference, store)
     if listing is None:
         if host.environment.get("HF_HUB_OFFLINE", "0").lower() in {"1", "true", "yes", "on"}:
