@@ -41,6 +41,17 @@ class Completed:
     stderr: str
     returncode: int
 
+    @property
+    def ended(self) -> str:
+        """How it ended: "exit code 2" or "signal 9"."""
+        return f"exit code {self.returncode}" if self.returncode >= 0 else f"signal {-self.returncode}"
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, in one line: the last that it said on standard error, else how it ended."""
+        said = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        return said[-1] if said else self.ended
+
 
 class Stopping(Protocol):
     """What ends a program from another thread, e.g. network.Stop."""
@@ -218,13 +229,5 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
 def _failure(completed: Completed) -> str:
     said = [line.strip() for line in (completed.stderr or completed.stdout).splitlines() if line.strip()]
     last = " | ".join(said[-_TAIL_LINES:])
-    ended = (
-        f"exit code {completed.returncode}"
-        if completed.returncode >= 0
-        else f"signal {-completed.returncode}"
-    )
-    return (
-        f"{Path(completed.argv[0]).name} failed ({ended}): {last}"
-        if last
-        else f"{Path(completed.argv[0]).name} failed ({ended})"
-    )
+    failed = f"{Path(completed.argv[0]).name} failed ({completed.ended})"
+    return f"{failed}: {last}" if last else failed

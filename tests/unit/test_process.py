@@ -84,6 +84,19 @@ def test_a_signal_is_told_as_a_negative_code() -> None:
     assert done.returncode == -signal.SIGSEGV
 
 
+@pytest.mark.parametrize(
+    ("script", "ended", "reason"),
+    [
+        ("echo first >&2; echo ' last ' >&2; echo >&2; exit 3", "exit code 3", "last"),
+        ("echo said; exit 3", "exit code 3", "exit code 3"),
+        ("kill -KILL $$", "signal 9", "signal 9"),
+    ],
+)
+def test_why_a_program_failed(script: str, ended: str, reason: str) -> None:
+    done = process.run(["sh", "-c", script], environment=ENVIRONMENT, check=False)
+    assert (done.ended, done.reason) == (ended, reason)
+
+
 def test_no_descriptor_of_ours_reaches_the_program() -> None:
     done = process.run(["ls", "/proc/self/fd"], environment=ENVIRONMENT)
     # The fourth is the folder that ls reads.

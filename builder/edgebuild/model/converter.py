@@ -162,8 +162,6 @@ class _Work:
         )
         if done.returncode == 0:
             return
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = said[-1] if said else ""
         if done.returncode == _DISK_FULL:
             raise StoreError(
                 f"no space is left for the store {self._store.root} while {self._checkpoint.name} is converted",
@@ -173,12 +171,11 @@ class _Work:
         log.write_text(done.stdout + done.stderr)
         if done.returncode == _REFUSED:
             raise ModelError(
-                f"{self._checkpoint.place} cannot be converted: {reason}",
+                f"{self._checkpoint.place} cannot be converted: {done.reason}",
                 hint=f"give a GGUF file of this model, or another model; all that the converter said is in {log}",
             )
-        ended = (
-            f"signal {-done.returncode}" if done.returncode < 0 else reason or f"exit code {done.returncode}"
-        )
+        # What it said before a signal ended it, e.g. a warning of torch, is not why.
+        ended = done.ended if done.returncode < 0 else done.reason
         raise ToolError(
             f"converting {self._checkpoint.place} failed: {ended}",
             hint=f"check that memory suffices, then try again; its output is in {log}",

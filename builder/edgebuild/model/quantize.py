@@ -1,6 +1,5 @@
 """Quantising: a 16-bit GGUF file made smaller by llama.cpp's own library, once, and kept in the store."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ from edgebuild.gguf_shards import shard_names
 from edgebuild.gguf_types import FILE_TYPES
 from edgebuild.host import Host
 from edgebuild.model.importance import ImportanceMatrix, matrix_file
+from edgebuild.model.library import LIBRARY_PYTHON, library_environment
 from edgebuild.model.source import ModelFile, model_digest
 from edgebuild.model_spec import make_model_spec, quantized_file_name
 from edgebuild.oci.digest import Digest
@@ -118,12 +118,8 @@ def _run_library(
     on_line: Callable[[str], None],
 ) -> None:
     worker = Path(__file__).with_name("quantize_worker.py")
-    environment = {"PYTHONPATH": str(library), "PATH": host.environment.get("PATH", ""), "LANG": "C.UTF-8"}
     argv: list[str | Path] = [
-        sys.executable,
-        "-P",
-        # Bytecode beside the library would be taken for damage of the store, and llama.cpp compiled again.
-        "-B",
+        *LIBRARY_PYTHON,
         worker,
         source,
         destination,
@@ -131,17 +127,15 @@ def _run_library(
         str(host.cpu_count),
         *(() if matrix is None else (matrix,)),
     ]
-    done = run(argv, environment=environment, on_line=on_line, check=False)
+    done = run(argv, environment=library_environment(host, library), on_line=on_line, check=False)
     if done.returncode == 0:
         return
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    reason = said[-1].strip() if said else f"exit code {done.returncode}"
     if done.returncode == 1:
         raise ModelError(
-            f"{source.name} cannot be made {quantization}: {reason}",
+            f"{source.name} cannot be made {quantization}: {done.reason}",
             hint="try another --quantization, e.g. Q8_0",
         )
     raise ToolError(
-        f"quantising {source.name} to {quantization} failed: {reason}",
+        f"quantising {source.name} to {quantization} failed: {done.reason}",
         hint="check that disk and memory suffice, then try again",
     )

@@ -1,7 +1,6 @@
 """Measuring models: the engine runs in a process of its own; what it found is kept in the store."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgebuild.host import Host
 from edgebuild.model.evaluation.exit_codes import DISK_FULL, REFUSED
 from edgebuild.model.evaluation.inputs import EvaluationTasks, EvaluationText
 from edgebuild.model.importance import ImportanceMatrix, load_matrix
+from edgebuild.model.library import LIBRARY_PYTHON, library_environment
 from edgebuild.model.source import ModelFile, model_digest
 from edgebuild.oci.digest import Digest
 from edgebuild.process import run
@@ -202,16 +202,10 @@ class Evaluator:
     def _run(self, request: dict[str, Any], *, title: str, name: str) -> dict[str, Any]:
         library = self.library()
         paths = (library, data_path("images") / "server", Path(__file__).parents[3])
-        environment = {
-            "PYTHONPATH": ":".join(str(path) for path in paths),
-            "PATH": self.host.environment.get("PATH", ""),
-            "LANG": "C.UTF-8",
-        }
         with self.progress.task(title) as task:
-            # -B: bytecode beside the library would be taken for damage of the store.
             done = run(
-                [sys.executable, "-P", "-B", "-m", _WORKER],
-                environment=environment,
+                [*LIBRARY_PYTHON, "-m", _WORKER],
+                environment=library_environment(self.host, *paths),
                 stdin=json.dumps(request).encode(),
                 check=False,
                 on_line=lambda line: None if line.startswith("{") else task.status(line),
@@ -219,11 +213,9 @@ class Evaluator:
         if done.returncode == 0:
             found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
             return found
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = said[-1] if said else f"exit code {done.returncode}"
         if done.returncode == REFUSED:
             raise ModelError(
-                f"{name} cannot be measured: {reason}",
+                f"{name} cannot be measured: {done.reason}",
                 hint="try another text: --eval-text FILE, or --calibration FILE for an importance matrix",
             )
         if done.returncode == DISK_FULL:
@@ -232,7 +224,7 @@ class Evaluator:
                 hint="run `edgebuild cache prune`, measure fewer tokens, or choose another place with --cache DIR",
             )
         raise ToolError(
-            f"measuring {name} failed: {reason}", hint="check that memory suffices, then try again"
+            f"measuring {name} failed: {done.reason}", hint="check that memory suffices, then try again"
         )
 
 

@@ -58,10 +58,8 @@ def run_torch(
             f"{title} was killed, most likely since memory ran out",
             hint="take a smaller model or a smaller --context, or a machine with more memory",
         )
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    reason = said[-1] if said else f"exit code {done.returncode}"
     raise ToolError(
-        f"{title} failed: {reason}", hint="this is a bug of edgebuild, or PyTorch does not run here"
+        f"{title} failed: {done.reason}", hint="this is a bug of edgebuild, or PyTorch does not run here"
     )
 
 
