@@ -254,7 +254,9 @@ def verify_selection(selection: Selection, *, model_name: str) -> Choice:
 
 def _choices(model: ModelSpec, profile: DeviceProfile) -> Iterator[Choice]:
     for context in _contexts(model, profile):
-        for kv_type in dict.fromkeys(profile.auto.kv_types or (profile.tuning.kv_type,)):
+        # An encoder has no cache to choose a type for.
+        kv_types = () if model.is_encoder else profile.auto.kv_types
+        for kv_type in dict.fromkeys(kv_types or (profile.tuning.kv_type,)):
             yield Choice(quantization=model.quantization, kv_type=kv_type, context_tokens=context)
 
 

@@ -1,7 +1,7 @@
 """The documents that an image carries in /etc/edgebuild: what the server reads, and what a person asks. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgebuild import __version__
@@ -54,6 +54,7 @@ def _runtime_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str
     audit = profile.server.audit
     context = plan.fit.context_tokens
     is_endless = limits.past_context == "shift"
+    room = 1 if plan.model.embedder is None else 0  # for an answer
     output = limits.output_tokens if is_endless else min(limits.output_tokens, context * 3 // 4)
     return {
         "schema_version": 1,
@@ -68,7 +69,8 @@ def _runtime_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str
             "name": profile.engine,
             "library_dir": f"{ENGINE_FOLDER}/llama_cpp/lib",
             "context_tokens": context,
-            "batch_tokens": min(profile.batch, context),
+            # A text is embedded in one pass.
+            "batch_tokens": min(profile.batch, context) if plan.model.embedder is None else context,
             "slots": profile.server.slots,
             "threads": tuning.threads or profile.cpu.cores,
             "batch_threads": tuning.batch_threads or 0,
@@ -88,7 +90,7 @@ def _runtime_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str
             "state_dir": STATE_FOLDER,
             "limits": {
                 "body_bytes": limits.body,
-                "prompt_tokens": min(limits.prompt_tokens or context, context - 1),
+                "prompt_tokens": min(limits.prompt_tokens or context, context - room),
                 "output_tokens": output,
                 "request_s": limits.request_s,
                 "over_long": limits.over_long,
@@ -140,6 +142,7 @@ def _model_document(plan: BuildPlan, files: tuple[BakedFile, ...]) -> dict[str, 
         "quantization": model.quantization,
         "parameters": model.parameters,
         "context_trained_tokens": model.context_trained,
+        "embeds": None if model.embedder is None else asdict(model.embedder),
         "fitted_to": plan.profile.name,
         "source": plan.origin.source.to_json()
         | {
@@ -177,7 +180,7 @@ Made by edgebuild {__version__} for {plan.profile.description or plan.profile.na
 | Quantisation | {model.quantization} (from {plan.origin.source.file}, {plan.origin.source_quantization}){_matrix_line(plan)} |
 | Quality | {"; ".join(quality_lines(plan.origin.quality))} |
 | {"Layer digest" if len(files) == 1 else f"Digest of its {len(files)} layers"} | {digest} |
-| Context | {fit.context_tokens} tokens, {plan.profile.server.slots} at a time, cache of {fit.kv_type} |
+| {_sequence_row(plan)} |
 
 Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fit.budget_formula}):
 
@@ -186,8 +189,20 @@ Memory planned, of {format_bytes(fit.budget_bytes)} that the profile allows ({fi
 {rows}
 | **all** | | {format_bytes(fit.need_bytes)} |
 
-The server listens on port {plan.profile.server.port}: `POST /v1/chat/completions`, `GET /readyz`.{_grpc_line(plan)}
+The server listens on port {plan.profile.server.port}: `POST {"/v1/chat/completions" if model.embedder is None else "/v1/embeddings"}`, `GET /readyz`.{_grpc_line(plan)}
 """
+
+
+def _sequence_row(plan: BuildPlan) -> str:
+    """Tell how long what the model reads may be, and what comes of it where that is no text."""
+    fit, slots, embedder = plan.fit, plan.profile.server.slots, plan.model.embedder
+    if embedder is None:
+        return f"Context | {fit.context_tokens} tokens, {slots} at a time, cache of {fit.kv_type}"
+    texts = f"Texts | up to {fit.context_tokens} tokens each; requests at a time: {slots}"
+    vectors = (
+        f"Vectors | {embedder.vector_length} numbers, of length 1 ({embedder.pooling} of the tokens' vectors)"
+    )
+    return f"{texts} |\n| {vectors}"
 
 
 def _matrix_line(plan: BuildPlan) -> str:

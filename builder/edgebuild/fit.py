@@ -21,6 +21,9 @@ from edgebuild.memory import (
 from edgebuild.model_spec import ModelSpec
 from edgebuild.profile import DeviceProfile
 
+# What most models that embed texts are trained for; search cuts longer ones into pieces anyway.
+USUAL_TEXT_TOKENS = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRow:
@@ -111,6 +114,7 @@ def make_fit(
         batch_tokens=min(profile.batch, context),
         kv_type=kv_type or profile.tuning.kv_type,
         flash_attention=profile.tuning.flash_attention != "off",
+        whole_texts=model.embedder is not None,
     )
     return Fit(
         profile=profile.name,
@@ -147,26 +151,30 @@ def _rows(model: ModelSpec, profile: DeviceProfile, work: Workload) -> Iterator[
         size_bytes=vocabulary_bytes(model),
     )
     padded = padded_context(work.context_tokens)
+    slots = "" if work.whole_texts else f" × {work.slots} slots"
     yield FitRow(
         what="KV cache",
-        formula=f"{padded} tokens × {work.slots} slots × {sum(model.kv_heads)} heads in {model.layers} layers × "
+        formula=f"{padded} tokens{slots} × {sum(model.kv_heads)} heads in {model.layers} layers × "
         f"({model.key_length} + {model.value_length}) × {kv_block_bytes(work.kv_type) / 32:g} B ({work.kv_type})",
         size_bytes=kv_cache_bytes(model, work),
     )
     yield FitRow(
         what="states",
-        formula=f"{model.recurrent_layers} recurrent layers × {work.slots} slots × {model.state_length} × 4 B",
+        formula=f"{model.recurrent_layers} recurrent layers × {work.sequences} {'texts' if work.whole_texts else 'slots'} × {model.state_length} × 4 B",
         size_bytes=state_bytes(model, work),
     )
-    scores = f" + {model.heads} heads × {padded} scores" if not work.flash_attention else ""
+    seen = work.pass_tokens if model.is_encoder else padded
+    scores = f" + {model.heads} heads × {seen} scores" if not work.flash_attention else ""
     yield FitRow(
         what="compute buffers",
-        formula=f"batch {work.pass_tokens} × (activations{scores} + mask of {padded}) × 4 B",
+        formula=f"{'text of' if work.whole_texts else 'batch'} {work.pass_tokens} × (activations{scores} + mask of {seen}) × 4 B",
         size_bytes=compute_bytes(model, work),
     )
     yield FitRow(
         what="output",
-        formula=f"{work.slots} slots × {model.vocabulary} logits, and candidates",
+        formula=f"{work.slots} slots × {model.vocabulary} logits, and candidates"
+        if model.embedder is None
+        else f"{work.output_tokens} tokens × ({model.vocabulary} logits + {model.embedder.vector_length}) × 4 B",
         size_bytes=output_bytes(model, work),
     )
     yield FitRow(what="server", formula="Python, server, engine", size_bytes=SERVER_BYTES)
@@ -183,8 +191,13 @@ def _rows(model: ModelSpec, profile: DeviceProfile, work: Workload) -> Iterator[
 
 
 def planned_context(model: ModelSpec, profile: DeviceProfile) -> int:
-    """Take the profile's context, but never more than the model was trained for."""
-    return min(profile.context, model.context_trained)
+    """Take the profile's context, but never more than the model was trained for.
+
+    A text is embedded in one pass, for each token of which llama.cpp keeps room for the logits of the whole vocabulary. So
+    longer texts than usual ones are for those who ask for it, by `batch`.
+    """
+    most = min(profile.context, model.context_trained)
+    return most if model.embedder is None else min(most, max(profile.batch, USUAL_TEXT_TOKENS))
 
 
 def verify_fit(fit: Fit, *, model_name: str) -> None:

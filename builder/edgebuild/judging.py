@@ -16,6 +16,7 @@ from edgebuild.model.evaluation.inputs import (
 from edgebuild.model.importance import ImportanceMatrix
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile
+from edgebuild.model_spec import ModelSpec
 from edgebuild.profile import DeviceProfile
 from edgebuild.quality import GateError, Quality, find_failures, quality_lines
 from edgebuild.quantization import AUTO_QUANTIZATIONS, quality_loss
@@ -28,12 +29,34 @@ def is_measured(request: ImageRequest, profile: DeviceProfile) -> bool:
     return request.evaluation.is_wanted or gates.needs_text or gates.needs_tasks
 
 
+def verify_generates(model: ModelSpec, what: str) -> None:
+    """Refuse to measure a model that embeds texts.
+
+    Args:
+        model: The model.
+        what: Who asks for it.
+
+    Raises:
+        UsageError: It generates no text.
+    """
+    if model.embedder is not None:
+        raise UsageError(
+            f"{what}: {model.name} embeds texts, and only what generates them can be measured",
+            hint="leave it out; compare the vectors of your own texts instead",
+        )
+
+
 def verify_measurable(request: ImageRequest) -> None:
     """Refuse gates that nothing could be held against, before any work.
 
     Raises:
-        UsageError: A gate wants tasks or a 16-bit original, and there are none; or there is nothing to quantise by a matrix.
+        UsageError: A gate wants tasks or a 16-bit original, and there are none; or there is nothing to quantise by a matrix;
+            or the model generates no text.
     """
+    if request.evaluation.is_wanted:
+        verify_generates(request.model.spec, "--eval")
+    if request.importance is not None and request.importance.matrix is None:
+        verify_generates(request.model.spec, "--imatrix auto")
     is_demo = request.model.source.kind == "demo"
     if request.importance is not None and not request.model.spec.is_unquantized:
         raise UsageError(
@@ -42,6 +65,8 @@ def verify_measurable(request: ImageRequest) -> None:
         )
     for profile in request.profiles:
         gates = _gates(request, profile)
+        if gates.needs_tasks or gates.needs_text:
+            verify_generates(request.model.spec, f"gates of {profile.name}")
         if gates.needs_tasks and request.evaluation.tasks is None and not is_demo:
             raise UsageError(
                 f"gates.exact_match of {profile.name} needs tasks, and this model has none of its own",

@@ -20,8 +20,9 @@ AUDIT_BYTES = 10 << 20
 _KV_BLOCK_BYTES = {"f16": 64, "q8_0": 34, "q4_0": 18}
 # llama-context.cpp pads each sequence's part of the cache to this.
 _CONTEXT_STEP_TOKENS = 256
-# edgeserve computes no more tokens in a pass (engine/context.py).
+# edgeserve computes no more tokens of prompts in a pass (engine/context.py), and that many texts (engine/embedding.py).
 _LARGEST_PASS_TOKENS = 512
+_TEXTS_TOGETHER = 16
 _FLOAT_BYTES = 4
 # Tensors in the 16-bit forms are multiplied as f16, others with activations in blocks of 8 bit and their scales.
 _WIDE_ACTIVATION_BYTES, _NARROW_ACTIVATION_BYTES = 2.0, 1.15
@@ -57,6 +58,7 @@ class Workload:
         batch_tokens: Prompt tokens of one step.
         kv_type: Element type of the key/value cache.
         flash_attention: Whether attention is computed without holding all scores.
+        whole_texts: Whether texts are embedded, each in one pass, so that the context is one pass long and there is one for all slots.
     """
 
     context_tokens: int
@@ -64,12 +66,28 @@ class Workload:
     batch_tokens: int
     kv_type: str
     flash_attention: bool
+    whole_texts: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the engine keeps apart."""
+        return _TEXTS_TOGETHER if self.whole_texts else self.slots
 
     @property
     def pass_tokens(self) -> int:
-        """Tokens that one pass is reserved for: a multiple of the slots (llama-context.cpp, graph_reserve)."""
-        tokens = min(self.batch_tokens, _LARGEST_PASS_TOKENS)
-        return -(-tokens // self.slots) * self.slots
+        """Tokens that one pass is reserved for: a multiple of the sequences (llama-context.cpp, graph_reserve)."""
+        tokens = self.context_tokens if self.whole_texts else min(self.batch_tokens, _LARGEST_PASS_TOKENS)
+        return -(-tokens // self.sequences) * self.sequences
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the key/value cache has room for."""
+        return padded_context(self.context_tokens) * (1 if self.whole_texts else self.slots)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of a pass whose outputs are kept."""
+        return self.context_tokens if self.whole_texts else self.slots
 
 
 def padded_context(context_tokens: int) -> int:
@@ -86,17 +104,18 @@ def kv_cache_bytes(model: ModelSpec, work: Workload) -> int:
     """Size the key/value cache, which is cleared at the start and so resident from then on.
 
     Returns:
-        Bytes for arrays K and V of every layer, of shapes (slots × padded context, kv_heads × key_length) and
-        (slots × padded context, kv_heads × value_length).
+        Bytes for arrays K and V of every layer, of shapes (cache_tokens, kv_heads × key_length) and
+        (cache_tokens, kv_heads × value_length); 0 for encoders, which have none.
     """
-    tokens = padded_context(work.context_tokens) * work.slots
-    elements = tokens * sum(model.kv_heads) * (model.key_length + model.value_length)
+    if model.is_encoder:
+        return 0
+    elements = work.cache_tokens * sum(model.kv_heads) * (model.key_length + model.value_length)
     return elements * _KV_BLOCK_BYTES[work.kv_type] // 32
 
 
 def state_bytes(model: ModelSpec, work: Workload) -> int:
-    """Size the states of recurrent blocks, in 32 bit, one of each slot (llama-memory-recurrent.cpp)."""
-    return model.recurrent_layers * model.state_length * work.slots * _FLOAT_BYTES
+    """Size the states of recurrent blocks, in 32 bit, one of each sequence (llama-memory-recurrent.cpp)."""
+    return model.recurrent_layers * model.state_length * work.sequences * _FLOAT_BYTES
 
 
 def compute_bytes(model: ModelSpec, work: Workload) -> int:
@@ -113,8 +132,11 @@ def graph_bytes(model: ModelSpec, work: Workload) -> int:
        which then are stored transposed;
     2. in the feed-forward layer: residual, norm and a hole that the attention left, and gate, up and their product;
     3. in attention: residual, norm, queries, keys, values, result, and without flash attention the scores of all heads;
-    4. at the end: the logits of one token of each slot.
+    4. at the end: the logits of one token of each slot; of whole texts, of every token, by models that have an output matrix.
+    Encoders: see `_encoder_graph`.
     """
+    if model.is_encoder:
+        return _encoder_graph(model, work) * _FLOAT_BYTES
     tokens, context = work.pass_tokens, padded_context(work.context_tokens)
     queries, keys = model.heads * model.key_length, max(model.kv_heads) * model.key_length
     values = max(model.kv_heads) * model.value_length
@@ -126,9 +148,30 @@ def graph_bytes(model: ModelSpec, work: Workload) -> int:
         held = model.embedding + context + 2 * values
         attention = 2 * model.embedding + queries + keys + values + model.heads * context
         feed_forward = 4 * model.embedding + 3 * model.feed_forward
-    logits = work.slots * model.vocabulary
+    logits = (tokens if work.whole_texts else work.slots) * model.vocabulary
     reserved = tokens * held + max(tokens * max(attention, feed_forward), logits)
     return reserved * _FLOAT_BYTES
+
+
+def _encoder_graph(model: ModelSpec, work: Workload) -> int:
+    """Count the floats of a pass of an encoder, which looks at the texts of the pass and nothing else (models/bert.cpp).
+
+    Alive at the same time are, of each token:
+    1. for the whole pass: as in `graph_bytes`, the mask as wide as the pass;
+    2. in the feed-forward layer: residual and result, and the inner layer, thrice where there is a gate;
+    3. in attention: residual, queries, keys, values, with flash attention the keys in 16 bit, without it the values once
+       more and the scores of all heads.
+    """
+    tokens = work.pass_tokens
+    queries, keys = model.heads * model.key_length, max(model.kv_heads) * model.key_length
+    values = max(model.kv_heads) * model.value_length
+    attention = model.embedding + queries + keys + values
+    if work.flash_attention:
+        mask, attention = tokens // 2, attention + keys // 2
+    else:
+        mask, attention = tokens, attention + values + model.heads * tokens
+    feed_forward = 2 * model.embedding + model.feed_forward * (3 if model.is_gated else 1)
+    return tokens * (model.embedding + mask + max(attention, feed_forward))
 
 
 def _operation_bytes(model: ModelSpec, work: Workload) -> int:
@@ -140,13 +183,20 @@ def _operation_bytes(model: ModelSpec, work: Workload) -> int:
     activations = max(model.embedding, model.feed_forward) * of_one
     scores = 0.0
     if not work.flash_attention:
-        scores = model.heads * padded_context(work.context_tokens) * _WIDE_ACTIVATION_BYTES
+        keys = work.pass_tokens if model.is_encoder else padded_context(work.context_tokens)
+        scores = model.heads * keys * _WIDE_ACTIVATION_BYTES
     return round(work.pass_tokens * max(activations, scores))
 
 
 def output_bytes(model: ModelSpec, work: Workload) -> int:
-    """Size the logits that are kept of each slot (llama-context.cpp, output_reserve) and the candidates drawn from."""
-    return model.vocabulary * (work.slots * _FLOAT_BYTES + _CANDIDATE_BYTES)
+    """Size what is kept of a pass (llama-context.cpp, output_reserve), and the candidates drawn from.
+
+    Logits of each slot's token. Of whole texts there is room for logits and vectors of every token, whether the model
+    makes them or not.
+    """
+    if model.embedder is not None:
+        return work.output_tokens * (model.vocabulary + model.embedder.vector_length) * _FLOAT_BYTES
+    return model.vocabulary * (work.output_tokens * _FLOAT_BYTES + _CANDIDATE_BYTES)
 
 
 def vocabulary_bytes(model: ModelSpec) -> int:
@@ -174,6 +224,6 @@ def copied_bytes(model: ModelSpec, *, variant: str, is_pinned: bool) -> int:
         if tensor.type in kinds and len(tensor.shape) > 1 and tensor.shape[1] % _REPACKED_ROWS == 0
     }
     embeddings = copied.pop("token_embd.weight", 0)
-    is_tied = not any(tensor.name == "output.weight" for tensor in model.tensors)
+    is_tied = model.has_output and not any(tensor.name == "output.weight" for tensor in model.tensors)
     twice = embeddings if is_tied else 0
     return twice + (sum(copied.values()) if is_pinned else 0)

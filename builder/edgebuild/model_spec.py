@@ -15,6 +15,27 @@ _KEYS_OF_QUANTIZING = ("general.quantization_version", "general.file_type")
 # Architectures that say by an interval which blocks have attention.
 _EVERY_FOURTH = frozenset({"qwen3next", "qwen35", "qwen35moe"})
 _ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
+# Those without a key/value cache whose vectors are of use (llama-model.cpp, create_memory); only the last has an output matrix.
+_ENCODERS = frozenset(
+    {
+        "bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert",
+        "gemma-embedding",
+    }
+)  # fmt: skip
+_POOLINGS = {1: "mean", 2: "cls", 3: "last"}  # enum llama_pooling_type, llama.h
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedder:
+    """What a model makes that embeds texts; such a model generates none.
+
+    Attributes:
+        pooling: Of which tokens' vectors that of a text is made: "mean" of all, "cls" for the first, "last".
+        vector_length: Numbers in a text's vector.
+    """
+
+    pooling: str
+    vector_length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +67,7 @@ class ModelSpec:
         merges: Number of the tokenizer's merges; 0 where it has none.
         context_trained: Longest sequence the model was trained for, in tokens.
         has_chat_template: Whether the header carries a chat template.
+        embedder: What it makes of texts if it embeds them instead of generating any.
     """
 
     name: str
@@ -72,6 +94,26 @@ class ModelSpec:
     merges: int
     context_trained: int
     has_chat_template: bool
+    embedder: Embedder | None = None
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it sees a text as a whole and keeps nothing of it."""
+        return self.architecture in _ENCODERS
+
+    @property
+    def has_output(self) -> bool:
+        """Whether it has an output matrix, its own or the embeddings once more."""
+        return not self.is_encoder or self.architecture == "gemma-embedding"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether feed-forward layers have a gate, as a matrix of its own or as a part of another."""
+        return any(
+            ".ffn_gate." in tensor.name
+            or (tensor.name.endswith(".ffn_up.weight") and tensor.shape[1] > self.feed_forward)
+            for tensor in self.tensors
+        )
 
     @property
     def is_unquantized(self) -> bool:
@@ -202,7 +244,27 @@ class _Facts:
             merges=self._header.array_lengths.get("tokenizer.ggml.merges", 0),
             context_trained=self._positive("context_length"),
             has_chat_template=bool(self._text("tokenizer.chat_template")),
+            embedder=self._embedder(embedding),
         )
+
+    def _embedder(self, embedding: int) -> Embedder | None:
+        """Tell whether the model embeds texts, by the rule of the server (edgeserve, engine/opening.py)."""
+        pooling = self._own_number("pooling_type", 0)
+        if pooling:
+            if pooling not in _POOLINGS:
+                raise self._unusable(
+                    "it ranks texts, which the server does not do",
+                    hint="give a model that generates or embeds texts",
+                )
+            length = self._own_number("embedding_length_out", 0) or embedding
+            return Embedder(pooling=_POOLINGS[pooling], vector_length=length)
+        is_causal = self._header.metadata.get(f"{self._architecture}.attention.causal", True)
+        if self._architecture in _ENCODERS or not is_causal:
+            raise self._unusable(
+                "it generates no text, and its header does not say how to make one vector of a text",
+                hint=f"if it was trained to embed texts, convert it again with what says so ({self._architecture}.pooling_type)",
+            )
+        return None
 
     def _recurrent(self, layers: int, kv_heads: tuple[int, ...]) -> tuple[bool, ...]:
         """Tell which blocks keep a state (llama.cpp src/models, `is_recr_impl`)."""

@@ -20,6 +20,8 @@ VERSION_EPOCH_S = 1_795_392_000  # 2026-11-23
 USER = "10001:10001"
 ENGINE_FOLDER = "/opt/edge/engine"
 GRPC_FOLDER = "/opt/edge/grpc"
+# Only images whose model embeds texts have it.
+VECTOR_LENGTH_LABEL = "dev.edgebuild.model.vector_length"
 # In the root file system an empty folder; a device mounts a volume there if the server shall keep anything.
 STATE_FOLDER = "/var/lib/edge"
 PREFIXES: Mapping[Role, str] = {
@@ -238,6 +240,10 @@ def notes(plan: BuildPlan) -> tuple[str, ...]:
             f"{plan.profile.name}: CPU only; this release does not use the device's {plan.profile.accelerator} accelerator yet"
         )
     found += _shortened(plan)
+    if plan.model.embedder is not None and plan.profile.server.grpc:
+        found.append(
+            f"{plan.profile.name}: {plan.model.name} embeds texts, for which there is no gRPC method; clients use HTTP"
+        )
     if not plan.model.licence:
         found.append(f"{plan.model.name}: the model names no licence; see that you may distribute it")
     return tuple(found)
@@ -247,7 +253,11 @@ def _shortened(plan: BuildPlan) -> list[str]:
     """Tell where the image has less than the profile wishes."""
     name, context, kv_type = plan.profile.name, plan.profile.context, plan.profile.tuning.kv_type
     possible, found = planned_context(plan.model, plan.profile), []
-    if possible < context:
+    if possible < min(context, plan.model.context_trained):
+        found.append(
+            f"{name}: texts have up to {possible} tokens, not {min(context, plan.model.context_trained)}: each is computed in one pass; for longer ones raise the profile's batch"
+        )
+    elif possible < context:
         found.append(
             f"{name}: context is {possible} tokens, not {context}: the model was trained for no more"
         )
@@ -332,6 +342,8 @@ def make_labels(plan: BuildPlan, *, model_digest: Digest) -> dict[str, str]:
     }
     # Only the model states a licence; Debian's packages carry theirs in /usr/share/doc.
     labels |= quality_labels(plan.origin.quality)
+    if model.embedder is not None:
+        labels[VECTOR_LENGTH_LABEL] = str(model.embedder.vector_length)
     if plan.origin.matrix is not None:
         labels["dev.edgebuild.model.importance_matrix"] = str(plan.origin.matrix.digest)
     return labels | ({"dev.edgebuild.model.licence": model.licence} if model.licence else {})

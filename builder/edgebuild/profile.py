@@ -94,7 +94,7 @@ class DeviceProfile(Section):
         default=256,
         ge=1,
         le=4096,
-        description="Prompt tokens computed in one step; more is faster and takes more memory",
+        description="Prompt tokens computed in one step; more is faster and takes more memory. A text to embed is one step: above 512 tokens only as long as this",
     )
     quantization: Literal[Quantization, "auto"] = Field(
         default="Q4_K_M",

@@ -1,4 +1,4 @@
-"""The smoke test: starts an image's real entrypoint on the profile's processor model and asks it one question.
+"""The smoke test: starts an image's real entrypoint on the profile's processor model and asks it what it is for.
 
 No daemon, no root and no binfmt: the layers are unpacked into a folder, which becomes the read-only root of the server
 (sandbox.py); a static qemu-user carries the target's programs. The server is probed from outside, over loopback.
@@ -6,6 +6,7 @@ No daemon, no root and no binfmt: the layers are unpacked into a folder, which b
 
 import http.client
 import json
+import math
 import socket
 import stat
 import tempfile
@@ -21,6 +22,7 @@ from edgebuild.grpc_health import SERVING, ask_health
 from edgebuild.host import Host
 from edgebuild.oci.image import Image
 from edgebuild.oci.layer import Role
+from edgebuild.plan import VECTOR_LENGTH_LABEL
 from edgebuild.process import running
 from edgebuild.progress import Progress
 from edgebuild.sandbox import make_mount_points, sandbox_argv, sandbox_environment, verify_sandbox
@@ -33,6 +35,8 @@ STOP_TIMEOUT_S = 20.0
 _EMULATED_HASH_BYTES = 64 << 20
 _LOG_TAIL_LINES = 6
 _ANSWER_BYTES = 1 << 20
+# A vector's length is 1; its numbers have 32 bits and come with nine digits.
+_LENGTH_TOLERANCE = 1e-3
 _QUESTION = "alt 42 m; speed 7 m/s; obstacle 30 m left; battery 18 %; temp 41 C; gps ok"
 
 
@@ -44,31 +48,33 @@ class SmokeResult:
         cpu_model: Processor model that the image ran on.
         cpu_variant: Engine variant that it loaded.
         ready_s: Seconds from start to ready, emulated.
-        answer: What it answered.
+        answer: What it answered; of a model that embeds texts, in our words.
+        vector_length: Numbers in the vector that it gave; None of a model that generates text.
     """
 
     cpu_model: str
     cpu_variant: str
     ready_s: float
     answer: str
+    vector_length: int | None
 
 
 def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress: Progress) -> SmokeResult:
-    """Start the image, wait until it is ready, ask one question, stop it.
+    """Start the image, wait until it is ready, ask one question or for one vector, stop it.
 
     Steps: (1) unpack the layers, (2) start the entrypoint in a namespace, (3) wait for ready, (4) compare the engine
     variant that it loaded, (5) ask, (6) stop it with SIGTERM and see that it ends by itself.
 
     Args:
         image: The image; its blobs are read where they are. Its labels name the processor model and the engine variant
-            that this must load.
+            that this must load, and the length of vectors if the model embeds texts.
         qemu: Static qemu-user for the image's platform.
         scratch: Folder to unpack in; it must allow executables.
         host: This machine.
         progress: Told each step.
 
     Raises:
-        ImageError: The image does not start, answer, choose the right variant or stop.
+        ImageError: The image does not start, answer as it should, choose the right variant or stop.
         SandboxUnavailableError: This machine cannot run the check.
         ToolError: The disk is full, or a layer cannot be read.
     """
@@ -104,13 +110,23 @@ def smoke_test(image: Image, *, qemu: Path, scratch: Path, host: Host, progress:
                         hint="correct cpu.variant or cpu.model in the profile",
                     )
                 task.status("ask")
-                answer = _ask(port, str(ready.get("model")), log)
+                model, vector_length = str(ready.get("model")), _vector_length(image)
+                if vector_length is None:
+                    answer = _ask(port, model, log)
+                else:
+                    answer = _ask_vector(port, model, log, length=vector_length)
                 if _has_grpc(image):
                     _ask_grpc(grpc_port, log)
                 task.status("stop")
                 server.terminate()
                 _wait_stopped(server, image, log)
-    return SmokeResult(cpu_model=cpu_model, cpu_variant=loaded, ready_s=round(ready_s, 2), answer=answer)
+    return SmokeResult(
+        cpu_model=cpu_model,
+        cpu_variant=loaded,
+        ready_s=round(ready_s, 2),
+        answer=answer,
+        vector_length=vector_length,
+    )
 
 
 def _label(image: Image, name: str) -> str:
@@ -118,6 +134,12 @@ def _label(image: Image, name: str) -> str:
     if not value:
         raise ImageError(f"image {image.digest.short} has no label {name}", hint="build it with edgebuild")
     return value
+
+
+def _vector_length(image: Image) -> int | None:
+    """Return how many numbers the image's vectors have; None where its model generates text."""
+    text = image.labels().get(VECTOR_LENGTH_LABEL, "")
+    return int(text) if text.isdecimal() else None
 
 
 def _install(qemu: Path, root: Path) -> None:
@@ -211,27 +233,57 @@ def _wait_ready(port: int, server: Any, log: IO[bytes]) -> Mapping[str, Any]:
 def _ask(port: int, model: str, log: IO[bytes]) -> str:
     asked = {"model": model, "max_tokens": 48, "temperature": 0}
     chat = asked | {"messages": [{"role": "user", "content": _QUESTION}]}
-    try:
-        status, body = _request(port, "/v1/chat/completions", chat, timeout_s=ANSWER_TIMEOUT_S)
-        is_chat = not (status == 400 and "template" in body)
-        if not is_chat:
-            # A base model has no chat template; its plain completion is what users will ask for.
-            plain = asked | {"prompt": _QUESTION}
-            status, body = _request(port, "/v1/completions", plain, timeout_s=ANSWER_TIMEOUT_S)
-    except (OSError, http.client.HTTPException) as error:
-        raise ImageError(
-            f"the image gave no answer: {type(error).__name__}: {_tail(log)}",
-            hint="see the messages above",
-        ) from error
-    if status != 200:
-        raise ImageError(f"the image answered {status}: {body[:300]}", hint="see the messages above")
-    choice = json.loads(body)["choices"][0]
+    status, body = _post(port, "/v1/chat/completions", chat, log)
+    is_chat = not (status == 400 and "template" in body)
+    if not is_chat:
+        # A base model has no chat template; its plain completion is what users will ask for.
+        status, body = _post(port, "/v1/completions", asked | {"prompt": _QUESTION}, log)
+    choice = _answer(status, body)["choices"][0]
     text = str(choice["message"]["content"] if is_chat else choice["text"]).strip()
     if not text:
         raise ImageError(
             "the image gave an empty answer", hint="check the model with llama.cpp on this machine"
         )
     return text
+
+
+def _ask_vector(port: int, model: str, log: IO[bytes], *, length: int) -> str:
+    """Ask for the vector of a text, and see that it is one: as long as the model makes them, of numbers, of length 1."""
+    document = {"model": model, "input": _QUESTION, "encoding_format": "float"}
+    values = _answer(*_post(port, "/v1/embeddings", document, log))["data"][0]["embedding"]
+    size = math.hypot(*map(float, values))
+    if len(values) != length or not abs(size - 1) < _LENGTH_TOLERANCE:
+        raise ImageError(
+            f"the image gave {len(values)} numbers of length {size:.3g} for a text, and the model makes {length} of length 1",
+            hint="check the model with llama.cpp on this machine",
+        )
+    return f"a vector of {length} numbers"
+
+
+def _post(port: int, path: str, document: object, log: IO[bytes]) -> tuple[int, str]:
+    try:
+        return _request(port, path, document, timeout_s=ANSWER_TIMEOUT_S)
+    except (OSError, http.client.HTTPException) as error:
+        raise ImageError(
+            f"the image gave no answer: {type(error).__name__}: {_tail(log)}",
+            hint="see the messages above",
+        ) from error
+
+
+def _answer(status: int, body: str) -> Any:
+    """Read the document of an answer.
+
+    Raises:
+        ImageError: It is none.
+    """
+    if status != 200:
+        raise ImageError(f"the image answered {status}: {body[:300]}", hint="see the messages above")
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise ImageError(
+            f"the image's answer is no JSON: {body[:300]!a}", hint="see the messages above"
+        ) from error
 
 
 def _ask_grpc(port: int, log: IO[bytes]) -> None:
@@ -262,4 +314,6 @@ def _wait_stopped(server: Any, image: Image, log: IO[bytes]) -> None:
 def _tail(log: IO[bytes]) -> str:
     log.seek(0)
     lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-_LOG_TAIL_LINES:]) or "it said nothing"
+    # The emulator's own warnings and the probes' requests may stand behind what is to be told.
+    told = [line for line in lines if " error " in line] or lines
+    return " | ".join(told[-_LOG_TAIL_LINES:]) or "it said nothing"

@@ -80,7 +80,8 @@ class TestResult:
         }  # fmt: skip
         assert (image["fit"]["fits"], image["fit"]["refusal"]) == (True, None)
         assert image["fit"]["need_bytes"] == sum(row["size_bytes"] for row in image["fit"]["rows"])
-        assert set(image["smoke"]) == {"cpu_model", "cpu_variant", "ready_s", "answer"}
+        assert set(image["smoke"]) == {"cpu_model", "cpu_variant", "ready_s", "answer", "vector_length"}
+        assert image["smoke"]["vector_length"] is None
         assert (image["smoke"]["cpu_model"], image["smoke"]["cpu_variant"]) == VARIANTS[profile]
         assert image["smoke"]["answer"].strip()
         assert image["smoke"]["ready_s"] > 0
@@ -251,7 +252,15 @@ class TestLayoutCommands:
             "test", built_layout.layout, "--profile", "x86", "--lock", built_layout.lock
         )
         (image,) = document["images"]
-        assert set(image) == {"profile", "digest", "cpu_model", "cpu_variant", "ready_s", "answer"}
+        assert set(image) == {
+            "profile",
+            "digest",
+            "cpu_model",
+            "cpu_variant",
+            "ready_s",
+            "answer",
+            "vector_length",
+        }
         assert image["digest"] == built_layout.image("x86")["digest"]
         assert image["answer"] == built_layout.image("x86")["smoke"]["answer"]
         unknown = edgebuild.run(

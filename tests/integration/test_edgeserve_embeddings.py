@@ -206,6 +206,17 @@ def test_the_longest_text_and_one_more(client: OpenAI) -> None:
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input[0]")
 
 
+@pytest.mark.parametrize("kind", ["mean", "last"])
+def test_a_pass_of_any_length(llama_host: Path, tmp_path: Path, kind: str) -> None:
+    # Not a multiple of the texts of a pass; and a text needs no room for an answer.
+    settings = {**_SETTINGS, "engine.context_tokens": 100, "server.limits.prompt_tokens": 100}
+    model = write_tiny_gguf(tmp_path / "m.gguf", pooling=PoolingType.MEAN) if kind == "mean" else None
+    with running_server(llama_host, tmp_path, model or _write(tmp_path, kind), settings) as server:
+        for count, status in ((100, 200), (101, 400)):
+            answer = ask(server, _PATH, {"model": MODEL_NAME, "input": [5] * count})
+            assert answer.status == status, answer.document
+
+
 def test_a_model_that_embeds_generates_nothing(server: ServerProcess) -> None:
     assert "chat-template" not in server.log
     chat = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "hi"}]}

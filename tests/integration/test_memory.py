@@ -4,16 +4,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import PoolingType
 
 from edgebuild.gguf import read_gguf_header
 from edgebuild.memory import Workload, graph_bytes, kv_cache_bytes
 from edgebuild.model_spec import make_model_spec
 from tests.support.built import Edgebuild
-from tests.support.resident import QUICK, SETTINGS, Setting, build_tree, use_to_the_full
+from tests.support.resident import QUICK, QUICK_EMBEDDER, SETTINGS, Setting, build_tree, use_to_the_full
+from tests.support.tiny_embedder import write_tiny_bert
 from tests.support.tiny_gguf import write_tiny_gguf
 
 TOLERANCE = 0.1
@@ -35,8 +38,11 @@ def measure(setting: Setting, edgebuild: Edgebuild, lock: Path) -> None:
     )
 
 
-def test_the_plan_is_what_a_running_image_takes(edgebuild: Edgebuild, built_lock: Path) -> None:
-    measure(QUICK, edgebuild, built_lock)
+@pytest.mark.parametrize("setting", [QUICK, QUICK_EMBEDDER], ids=lambda setting: setting.name)
+def test_the_plan_is_what_a_running_image_takes(
+    setting: Setting, edgebuild: Edgebuild, built_lock: Path
+) -> None:
+    measure(setting, edgebuild, built_lock)
 
 
 @pytest.mark.slow
@@ -73,11 +79,45 @@ def test_buffers_are_what_llama_cpp_reserves(shape: dict[str, Any], tmp_path: Pa
         assert 0.98 <= ratio <= 1.25, (work, ratio)
 
 
+@pytest.mark.parametrize(
+    ("write", "shape"),
+    [
+        (write_tiny_bert, {"dim": 384, "ff": 1536, "heads": 12}),
+        (write_tiny_bert, {"dim": 1024, "ff": 1024, "heads": 16, "pooling": PoolingType.CLS}),
+        (write_tiny_gguf, {"dim": 256, "ff": 512, "pooling": PoolingType.MEAN}),
+        (write_tiny_gguf, {"dim": 256, "ff": 1024, "vocabulary_tokens": 20_000, "pooling": PoolingType.LAST}),
+    ],
+    ids=["bert", "bert-wide", "llama", "llama-vocabulary"],
+)
+def test_buffers_of_models_that_embed_texts(
+    write: Callable[..., Path], shape: dict[str, Any], tmp_path: Path, llama_host: Path
+) -> None:
+    path = write(tmp_path / "m.gguf", layers=2, context_tokens=2048, **shape)
+    model = make_model_spec(read_gguf_header(path), file_name=path.name)
+    assert model.embedder is not None
+    works = [
+        Workload(
+            context_tokens=tokens,
+            slots=3,
+            batch_tokens=tokens,
+            kv_type="f16",
+            flash_attention=flash,
+            whole_texts=True,
+        )
+        for tokens in (128, 512, 2048)
+        for flash in (True, False)
+    ]
+    for work, (kv_bytes, reserved) in zip(works, reserved_bytes(path, works, llama_host), strict=True):
+        assert kv_cache_bytes(model, work) == pytest.approx(kv_bytes, rel=0.01, abs=6000), work
+        ratio = graph_bytes(model, work) / reserved
+        assert 0.98 <= ratio <= 1.25, (work, ratio)
+
+
 def reserved_bytes(model: Path, works: list[Workload], library: Path) -> list[tuple[float, float]]:
     """Ask llama.cpp for the size of cache and compute buffer, in bytes."""
     argv: list[str | Path] = [sys.executable, "-P", "-B", BUFFERS, model]
     argv += [
-        f"{work.context_tokens},{work.slots},{work.batch_tokens},{work.kv_type},{'on' if work.flash_attention else 'off'}"
+        f"{work.context_tokens},{0 if work.whole_texts else work.slots},{work.batch_tokens},{work.kv_type},{'on' if work.flash_attention else 'off'}"
         for work in works
     ]
     environment = {"PYTHONPATH": os.fspath(library), "PATH": os.environ["PATH"]}

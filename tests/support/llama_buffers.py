@@ -1,7 +1,7 @@
 """Asks llama.cpp how large it makes the cache and the compute buffer of a context, without computing anything.
 
 Called as `llama_buffers.py MODEL CONTEXT,SLOTS,BATCH,KV_TYPE,on|off…` with the package `llama_cpp` on PYTHONPATH. Writes
-a line for each, in MiB: "kv 16.00 compute 17.01".
+a line for each, in MiB: "kv 16.00 compute 17.01". With SLOTS 0 the context is one for passes of whole texts.
 """
 
 import ctypes
@@ -32,17 +32,21 @@ def main(model: str, settings: list[str]) -> None:
     for setting in settings:
         context, slots, batch, kv_type, flash = setting.split(",")
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = int(context) * int(slots), int(slots)
-        params.n_batch, params.n_ubatch = int(batch), min(int(batch), 512)
-        params.n_outputs_max = int(slots)
+        if int(slots):
+            params.n_ctx, params.n_seq_max = int(context) * int(slots), int(slots)
+            params.n_batch, params.n_ubatch = int(batch), min(int(batch), 512)
+            params.n_outputs_max = int(slots)
+        else:
+            params.n_ctx = params.n_batch = params.n_ubatch = int(context)
+            params.n_seq_max, params.embeddings = 16, True
         params.type_k = params.type_v = getattr(llama_cpp, f"GGML_TYPE_{kv_type.upper()}")
         kind = "AUTO" if flash == "on" else "DISABLED"
         params.flash_attn_type = getattr(llama_cpp, f"LLAMA_FLASH_ATTN_TYPE_{kind}")
-        params.kv_unified = False
+        params.kv_unified = not int(slots)
         said.clear()
         made = llama_cpp.llama_init_from_model(loaded, params)
         sizes = dict(_SIZE.findall("".join(said)))
-        sys.stdout.write(f"kv {sizes['KV']} compute {sizes['compute']}\n")
+        sys.stdout.write(f"kv {sizes.get('KV', '0.00')} compute {sizes['compute']}\n")
         llama_cpp.llama_free(made)
 
 

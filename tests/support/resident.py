@@ -2,12 +2,13 @@
 
 1. The tree is unpacked; the model's pages are dropped from the page cache, so that the start is a cold one.
 2. Its entrypoint starts in it.
-3. Every slot is given a prompt and an answer that fill its context together.
+3. Every slot is given a prompt and an answer that fill its context together; a model that embeds texts, the longest ones.
 4. The kernel tells the most pages that were resident at once, mapped files included (proc(5), VmHWM in status).
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -15,17 +16,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from gguf import PoolingType
 
 from edgebuild.oci.layout import read_layout
 from edgebuild.sandbox import make_mount_points, sandbox_argv
 from edgebuild.unpacking import run_section, unpack
 from tests.support.load import Call, run_calls
 from tests.support.peers.tool import wait_until
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_embedder import write_tiny_bert
+from tests.support.tiny_gguf import BOS, write_tiny_gguf
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 30.0
@@ -52,6 +56,7 @@ class Tree:
         context_tokens: Longest sequence of one slot.
         slots: Sequences side by side.
         need_bytes: Memory that the plan says it takes.
+        embeds: Whether the model embeds texts.
     """
 
     root: Path
@@ -63,6 +68,7 @@ class Tree:
     context_tokens: int
     slots: int
     need_bytes: int
+    embeds: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +102,7 @@ def unpack_tree(layout: Path, root: Path) -> Tree:
         context_tokens=runtime["engine"]["context_tokens"],
         slots=runtime["engine"]["slots"],
         need_bytes=runtime["memory"]["need_bytes"],
+        embeds=json.loads((root / "etc/edgebuild/model.json").read_text("utf-8"))["embeds"] is not None,
     )
 
 
@@ -182,12 +189,30 @@ def fill_context(tree: Tree, port: int) -> tuple[int, ...]:
     return tokens
 
 
+def embed_longest(tree: Tree, port: int) -> None:
+    """Have the longest texts embedded that the server takes, as many as its slots.
+
+    Raises:
+        AssertionError: It does not do it.
+    """
+    document = {"model": tree.model, "input": [[BOS] * tree.context_tokens] * tree.slots}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_S)
+    with closing(connection):
+        connection.request(
+            "POST", "/v1/embeddings", json.dumps(document), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        body = response.read()
+    assert response.status == 200, body[:500]
+    assert json.loads(body)["usage"]["total_tokens"] == tree.context_tokens * tree.slots
+
+
 def use_to_the_full(tree: Tree) -> Used:
     """Start the server cold, fill every slot, and return what memory it took."""
     # What this machine has free is no part of the question.
     settings = {"EDGE_MEMORY_CHECK": "warn", "EDGE_REQUEST_S": 1800}
     with running_tree(tree, settings=settings) as (process, port):
-        fill_context(tree, port)
+        (embed_longest if tree.embeds else fill_context)(tree, port)
         parts = resident_parts(process.pid, tree.model_file.name)
         return Used(peak_bytes=_peak_bytes(process.pid), parts=parts)
 
@@ -234,12 +259,13 @@ class Setting:
     Attributes:
         name: For people.
         quantization: Type that it is made.
-        shape: Arguments of `write_tiny_gguf`.
+        shape: Arguments of `write_tiny_gguf`, or of `write_tiny_bert`.
         context_tokens: Longest sequence of one slot.
         slots: Sequences side by side.
         batch_tokens: Prompt tokens of one step.
         kv_type: Element type of the cache.
         flash_attention: As in a profile.
+        is_encoder: Whether the model is a BERT.
     """
 
     name: str
@@ -250,6 +276,7 @@ class Setting:
     batch_tokens: int = 256
     kv_type: str = "f16"
     flash_attention: str = "auto"
+    is_encoder: bool = False
 
     def profile(self, *, memory: str = "64GiB") -> str:
         """Write a profile for this machine."""
@@ -269,6 +296,14 @@ QUICK = Setting(
     shape={"dim": 512, "ff": 1536, "layers": 2, "vocabulary_tokens": 4000},
     slots=2,
     context_tokens=256,
+)
+# The size of the small ones that are used most; the room for logits is what takes the most memory.
+QUICK_EMBEDDER = Setting(
+    name="embeds texts",
+    quantization="Q8_0",
+    shape={"dim": 384, "ff": 1536, "heads": 12, "layers": 6, "vocabulary_tokens": 30_000},
+    context_tokens=512,
+    is_encoder=True,
 )
 SETTINGS = (
     Setting(
@@ -319,6 +354,21 @@ SETTINGS = (
         shape={"dim": 512, "ff": 1024, "layers": 2, "vocabulary_tokens": 64_000, "is_tied": True},
         context_tokens=256,
     ),
+    Setting(
+        name="embeds texts, encoder without flash attention",
+        quantization="Q4_K_M",
+        shape={"dim": 1024, "ff": 4096, "heads": 16, "layers": 4, "vocabulary_tokens": 4000},
+        context_tokens=512,
+        flash_attention="off",
+        is_encoder=True,
+    ),
+    Setting(
+        name="embeds texts, decoder",
+        quantization="Q8_0",
+        shape={"dim": 512, "ff": 1536, "layers": 4, "vocabulary_tokens": 32_000, "pooling": PoolingType.LAST},
+        context_tokens=512,
+        slots=2,
+    ),
 )
 
 
@@ -341,7 +391,8 @@ def build_tree(
     """
     model, profile, layout = folder / "random.gguf", folder / "measured.yaml", folder / "layout"
     if not model.exists():
-        write_tiny_gguf(model, context_tokens=setting.context_tokens, **setting.shape)
+        write = write_tiny_bert if setting.is_encoder else write_tiny_gguf
+        write(model, context_tokens=setting.context_tokens, **setting.shape)
     profile.write_text(setting.profile(memory=memory) + more)
     kind = () if more else ("--quantization", setting.quantization)
     build("--profile", profile, "--model", model, "--no-test", "--output", layout, *kind)

@@ -11,6 +11,7 @@ from edgebuild.errors import ImageError
 from edgebuild.host import Host
 from edgebuild.oci.image import Image
 from edgebuild.oci.platform import Platform
+from edgebuild.plan import VECTOR_LENGTH_LABEL
 from edgebuild.process import run
 from edgebuild.progress import Progress
 from edgebuild.sandbox import make_mount_points, sandbox_argv, sandbox_environment, verify_sandbox
@@ -33,11 +34,12 @@ def bench_image(
         progress: Told each step.
 
     Raises:
-        ImageError: The image is for another architecture, or does not run.
+        ImageError: The image is for another architecture, its model generates no text, or it does not run.
         SandboxUnavailableError: This machine cannot run it.
         ToolError: The disk is full, or a layer cannot be read.
     """
     verify_native(image, host)
+    _verify_generates(image)
     verify_sandbox(host)
     with (
         progress.task(f"bench {image.profile}") as task,
@@ -82,4 +84,17 @@ def verify_native(image: Image, host: Host) -> None:
         raise ImageError(
             f"{image.profile} is for {image.platform}, this machine is {here}: an emulator's figures say nothing",
             hint="on the device run `docker run --rm IMAGE bench --json > result.json`, then here `edgebuild bench --from result.json`",
+        )
+
+
+def _verify_generates(image: Image) -> None:
+    """Refuse an image whose model embeds texts.
+
+    Raises:
+        ImageError: There is no text to generate.
+    """
+    if VECTOR_LENGTH_LABEL in image.labels():
+        raise ImageError(
+            f"{image.profile}: its model embeds texts, and bench measures how fast text is generated",
+            hint="measure POST /v1/embeddings with texts of your own",
         )

@@ -13,7 +13,7 @@ from edgebuild.cli.evaluation import (
 from edgebuild.cli.options import Session, common_options
 from edgebuild.errors import UsageError
 from edgebuild.gates import QualityGates
-from edgebuild.judging import choose_measures
+from edgebuild.judging import choose_measures, verify_generates
 from edgebuild.model.evaluation.evaluate import Measures
 from edgebuild.model.evaluation.plot import verify_plottable, write_plot
 from edgebuild.model.source import ModelFile, load_model
@@ -85,6 +85,7 @@ def command(
             f"{found.spec.file_name} is {found.spec.quantization} already and cannot be made {types}",
             hint="leave --types out to measure it as it is, or give the 16-bit GGUF of this model",
         )
+    verify_generates(found.spec, "model eval")
     measures = choose_measures(found, evaluation)
     qualities = evaluate_types(
         found,

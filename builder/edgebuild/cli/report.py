@@ -60,6 +60,7 @@ def _image_document(built: BuiltImage, request: ImageRequest) -> dict[str, Any]:
             "cpu_variant": built.smoke.cpu_variant,
             "ready_s": built.smoke.ready_s,
             "answer": built.smoke.answer,
+            "vector_length": built.smoke.vector_length,
         },
         "signed_by": request.key_name or None,
         "seconds": dict(built.seconds),

@@ -51,6 +51,7 @@ def command(session: Session, layout: str, profiles: tuple[str, ...], lock_file:
                     "cpu_variant": seen.cpu_variant,
                     "ready_s": seen.ready_s,
                     "answer": seen.answer,
+                    "vector_length": seen.vector_length,
                 }
                 for image, seen in tested
             ]

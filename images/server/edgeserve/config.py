@@ -200,8 +200,9 @@ def _shown(value: object) -> str:
 
 def _contradictions(runtime: Runtime) -> Iterator[str]:
     limits, context = runtime.server.limits, runtime.engine.context_tokens
-    if limits.prompt_tokens >= context:
-        yield f"server.limits.prompt_tokens: {limits.prompt_tokens} leaves no room for an answer in {context} context tokens"
+    # A text to embed may fill the context; that an answer needs room is seen to when the model is known (prompts.py).
+    if limits.prompt_tokens > context:
+        yield f"server.limits.prompt_tokens: {limits.prompt_tokens} is more than {context} context tokens"
     yield from _engine_contradictions(runtime.engine)
     if 0 < limits.window_tokens < limits.window_stride_tokens:
         yield f"server.limits.window_stride_tokens: {limits.window_stride_tokens} would skip text between windows of {limits.window_tokens} tokens"

@@ -39,9 +39,7 @@ class PromptMaker:
         self._limits = limits
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompt")
         self._chats = ChatPrompts(engine, log)
-        facts = engine.facts
-        room = 0 if facts.vector_length else 1  # for an answer
-        self._most_tokens = min(limits.prompt_tokens, facts.context_tokens - room)
+        self._most_tokens = engine.facts.longest_prompt(limits.prompt_tokens)
         self._has_windows = limits.over_long == "window"
         prompts = limits.windows if self._has_windows else 1
         self._most_characters = self._most_tokens * _MOST_CHARACTERS_PER_TOKEN * prompts

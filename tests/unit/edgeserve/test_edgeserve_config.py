@@ -110,7 +110,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"engine": {"context_tokens": 512}, "server": {"limits": {"prompt_tokens": 512, "output_tokens": 8}}},
+        ({"engine": {"context_tokens": 512}, "server": {"limits": {"prompt_tokens": 513, "output_tokens": 8}}},
          "server.limits.prompt_tokens"),
         ({"engine": {"context_tokens": 512}, "server": {"limits": {"prompt_tokens": 8, "output_tokens": 512}}},
          "server.limits.output_tokens"),

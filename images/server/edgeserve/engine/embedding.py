@@ -46,7 +46,10 @@ class EmbeddingContext(LlamaContext):
         # llama.cpp keeps logits of every token of a pass, whether they are looked at or not: so much of the vocabulary's size.
         self.tokens = min(settings.context_tokens, settings.batch_tokens, trained)
         params = self._params(settings)
-        params.n_ctx = params.n_batch = params.n_ubatch = self.tokens
+        # llama.cpp reserves a graph for as many tokens of each text (llama-context.cpp, graph_reserve); the mean of fewer
+        # than that, it cannot build, and ends the process.
+        whole = -(-self.tokens // _MOST_TOGETHER) * _MOST_TOGETHER
+        params.n_ctx = params.n_batch = params.n_ubatch = whole
         params.n_seq_max = _MOST_TOGETHER
         params.embeddings = True
         params.kv_unified = True

@@ -164,6 +164,10 @@ class ModelFacts:
     text_prefix: tuple[int, ...] = ()
     text_suffix: tuple[int, ...] = ()
 
+    def longest_prompt(self, most: int) -> int:
+        """Count the tokens that a prompt may have where `most` are allowed: an answer needs room for one, a vector for none."""
+        return min(most, self.context_tokens - (0 if self.vector_length else 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:

@@ -168,7 +168,7 @@ def model_message(runtime: Runtime, facts: ModelFacts) -> pb.GetModelResponse:
         slots=facts.slots,
         has_chat_template=facts.chat_template is not None,
         limits=pb.Limits(
-            prompt_tokens=min(limits.prompt_tokens, facts.context_tokens - 1),
+            prompt_tokens=facts.longest_prompt(limits.prompt_tokens),
             output_tokens=limits.output_tokens,
             message_bytes=limits.body_bytes,
             request_seconds=limits.request_s,
