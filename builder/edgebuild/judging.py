@@ -57,7 +57,6 @@ def verify_measurable(request: ImageRequest) -> None:
         verify_generates(request.model.spec, "--eval")
     if request.importance is not None and request.importance.matrix is None:
         verify_generates(request.model.spec, "--imatrix auto")
-    is_demo = request.model.source.kind == "demo"
     if request.importance is not None and not request.model.spec.is_unquantized:
         raise UsageError(
             f"--imatrix: {request.model.spec.file_name} is {request.model.spec.quantization} already and is not quantised",
@@ -67,7 +66,7 @@ def verify_measurable(request: ImageRequest) -> None:
         gates = _gates(request, profile)
         if gates.needs_tasks or gates.needs_text:
             verify_generates(request.model.spec, f"gates of {profile.name}")
-        if gates.needs_tasks and request.evaluation.tasks is None and not is_demo:
+        if gates.needs_tasks and request.evaluation.tasks is None and not request.model.is_demo:
             raise UsageError(
                 f"gates.exact_match of {profile.name} needs tasks, and this model has none of its own",
                 hint='give --eval-tasks FILE, one {"prompt": "…", "expected": "…"} a line',
@@ -84,6 +83,7 @@ def judge_model(
     profile: DeviceProfile,
     model: ModelFile,
     *,
+    given: ModelFile,
     engine: NativeEngine,
     context: Context,
 ) -> Quality | None:
@@ -93,6 +93,7 @@ def judge_model(
         request: What was asked for.
         profile: The device.
         model: The model as it will be in the image.
+        given: The model as it was given.
         engine: Has the library.
         context: This machine, the store and progress.
 
@@ -106,9 +107,9 @@ def judge_model(
     """
     if not is_measured(request, profile):
         return None
-    original = request.model if request.model.spec.is_unquantized else None
+    original = given if given.spec.is_unquantized else None
     gates, wanted = _gates(request, profile), request.evaluation
-    measures = choose_measures(request.model, wanted)
+    measures = choose_measures(given, wanted)
     if not wanted.is_wanted:
         # Only what a gate asks for.
         measures = replace(
@@ -116,13 +117,13 @@ def judge_model(
             text=measures.text if gates.needs_text else None,
             tasks=measures.tasks if gates.needs_tasks else None,
         )
-    if model.files != request.model.files:
-        _warn_of_flattery(request.model, measures, request.importance, context)
+    if model.files != given.files:
+        _warn_of_flattery(given, measures, request.importance, context)
     quality = make_evaluator(engine, context).measure(model, original, measures)
     if failures := find_failures(quality, gates):
         raise GateError(
             f"{model.spec.name} as {quality.quantization} is past the gates of {profile.name}: {'; '.join(failures)}",
-            hint=_way_out(request.model, quality.quantization),
+            hint=_way_out(given, quality.quantization),
             quality=quality,
         )
     for line in quality_lines(quality):

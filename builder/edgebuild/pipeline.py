@@ -1,7 +1,7 @@
 """From profiles and a model to images: the only place where the steps are put together.
 
-    profiles, model ──▶ (1) fit ──▶ (2) lock ──▶ (3) quantise, measure ──▶ (4) plan ──▶ (5) layers ──▶ (6) images ──▶ (7) smoke test
-                    ──▶ (8) index ──▶ (9) sign ──▶ (10) tags ──▶ check of the layout
+    profiles, model's header ──▶ (1) fit ──▶ (2) lock, the whole model ──▶ (3) quantise, measure ──▶ (4) plan ──▶ (5) layers ──▶ (6) images
+                             ──▶ (7) smoke test ──▶ (8) index ──▶ (9) sign ──▶ (10) tags ──▶ check of the layout
 
 Nothing has a name before the last step, and a layout takes effect when the checker has read it back, so whatever fails leaves the layout and the registry's tags as they were.
 """
@@ -65,14 +65,14 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
     Raises:
         EdgebuildError: Whatever stood in the way; nothing was named.
     """
-    # (1) Refuse what cannot fit or must not be passed on before anything is built.
+    # (1) Refuse what cannot fit or must not be passed on before anything is built, or fetched.
     verify_licence(request)
     verify_measurable(request)
     choices = choose(request)
 
     # Where it goes is opened first too: what cannot be written is refused before the work, not after.
     with _open_sink(request, context) as sink:
-        # (2) Settle which packages go in.
+        # (2) Settle which packages go in, and fetch what is not here of the model.
         watch = Stopwatch()
         with watch.step("lock"):
             engine = _open_engine(request.lock, _needed(request, choices, context), context)
@@ -80,14 +80,17 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         if epoch_s is None:
             epoch_s = engine.lock.epoch_s or VERSION_EPOCH_S
 
+        with watch.step("fetch"):
+            given = request.model.load()
+
         # (3, 4) Quantise each type once, hold it against the gates, then plan with the true sizes.
         with watch.step("quantize"):
-            matrix = obtain_matrix(request, choices, engine=engine, context=context)
+            matrix = obtain_matrix(request, given, choices, engine=engine, context=context)
             prepared = prepare(
                 request,
                 choices,
                 make=lambda target: prepare_model(
-                    request, target, matrix=matrix, engine=engine, context=context
+                    request, given, target, matrix=matrix, engine=engine, context=context
                 ),
                 context=context,
             )
@@ -95,8 +98,8 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         for profile in request.profiles:
             model, choice = prepared[profile.name].model, prepared[profile.name].choice
             with watch.step("measure"):
-                quality = judge_model(request, profile, model, engine=engine, context=context)
-            origin = model_origin(request.model, choice.quantization, quality, matrix)
+                quality = judge_model(request, profile, model, given=given, engine=engine, context=context)
+            origin = model_origin(given, choice.quantization, quality, matrix)
             plans.append(make_plan(profile, model.spec, origin, epoch_s=epoch_s, choice=choice))
         plans.sort(key=lambda plan: plan.demand)
         for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
@@ -117,7 +120,7 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
             tuple(item.image for item in built), annotations=_index_annotations(plans, epoch_s)
         )
         _publish(index, sink=sink, request=request)
-    return BuildResult(index=index, images=tuple(built))
+    return BuildResult(index=index, images=tuple(built), model=given)
 
 
 def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> None:

@@ -43,7 +43,7 @@ def verify_licence(request: ImageRequest) -> None:
     """
     if request.licence_required and not request.model.spec.licence:
         raise PlanError(
-            f"{request.model.spec.name}: neither the model nor its source ({request.model.source.reference}) states a licence",
+            f"{request.model.spec.name}: neither the model nor its source ({request.model.place}) states a licence",
             hint="take a source that states it, or set gates.licence_required to false in the project file once you know that you may distribute it",
         )
 
@@ -124,7 +124,12 @@ def _choose_again(
 
 
 def obtain_matrix(
-    request: ImageRequest, choices: Mapping[str, Choice], *, engine: NativeEngine, context: Context
+    request: ImageRequest,
+    model: ModelFile,
+    choices: Mapping[str, Choice],
+    *,
+    engine: NativeEngine,
+    context: Context,
 ) -> ImportanceMatrix | None:
     """Return the importance matrix that models are quantised by, computed now if it was not before; None for none.
 
@@ -132,14 +137,15 @@ def obtain_matrix(
         ModelError: It cannot be computed.
         ToolError: Computing failed.
     """
-    spec, wanted = request.model.spec, request.importance
+    spec, wanted = model.spec, request.importance
     if wanted is None or all(choice.quantization == spec.quantization for choice in choices.values()):
         return None
-    return make_matrix(request.model, wanted, engine=engine, context=context)
+    return make_matrix(model, wanted, engine=engine, context=context)
 
 
 def prepare_model(
     request: ImageRequest,
+    model: ModelFile,
     target: str,
     *,
     matrix: ImportanceMatrix | None,
@@ -152,7 +158,6 @@ def prepare_model(
         ModelError: llama.cpp refuses the model or the type.
         ToolError: Quantising failed, or the disk is full.
     """
-    model = request.model
     if target == model.spec.quantization:
         return model
     here = Platform.of_machine(context.host.machine)

@@ -13,7 +13,7 @@ from edgebuild.gates import QualityGates
 from edgebuild.host import Host
 from edgebuild.model.evaluation.inputs import EvaluationTasks, EvaluationText
 from edgebuild.model.importance import ImportanceMatrix
-from edgebuild.model.source import ModelFile
+from edgebuild.model.source import FoundModel, ModelFile
 from edgebuild.oci.image import Image
 from edgebuild.oci.index import Index
 from edgebuild.oci.reference import Reference
@@ -81,7 +81,7 @@ class ImageRequest:
 
     Attributes:
         profiles: Devices; at least one, no two of one name.
-        model: The model.
+        model: The model, of which maybe the header alone is here.
         quantization: Type asked for, "auto", or None for each profile's own.
         shard_bytes: A model in one file that is larger is cut into shards of this size, a layer each; 0 cuts none.
         output: Folder of the layout, or None to write to the registry only.
@@ -98,7 +98,7 @@ class ImageRequest:
     """
 
     profiles: tuple[DeviceProfile, ...]
-    model: ModelFile
+    model: FoundModel
     quantization: str | None
     shard_bytes: int
     output: Path | None
@@ -164,10 +164,12 @@ class BuildResult:
     Attributes:
         index: The index.
         images: Its images, in its order.
+        model: The model as it was given.
     """
 
     index: Index
     images: tuple[BuiltImage, ...]
+    model: ModelFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,7 @@ import pytest
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ModelError, RegistryError
 from edgebuild.host import Host, make_host
-from edgebuild.model.header import load_model_spec
-from edgebuild.model.source import ModelFile, load_model
+from edgebuild.model.source import ModelFile, find_model, load_model
 from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.digest import Digest
 from edgebuild.progress import SilentProgress
@@ -132,9 +131,10 @@ def test_the_header_alone_is_read(registry: Registry, store: Store, tmp_path: Pa
 
     def look(repository: str) -> ModelSpec:
         reference = f"oci://{registry.host}/{repository}:1"
-        return load_model_spec(
+        with find_model(
             reference, wanted=("Q4_K_M",), host=host, store=store, progress=SilentProgress()
-        )
+        ) as found:
+            return found.spec
 
     spec = look("ai/tiny")
     assert (spec.file_bytes, spec.licence) == (len(gguf), "Apache License")
@@ -145,6 +145,31 @@ def test_the_header_alone_is_read(registry: Registry, store: Store, tmp_path: Pa
         media_type="application/vnd.cncf.model.weight.v1.tar",
     )
     assert look("acme/pack").file_bytes == len(gguf)
+
+
+def test_what_follows_the_header_is_fetched_and_nothing_is_asked_twice(
+    registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    gguf = write_tiny_gguf(tmp_path / "b.gguf", dim=512, ff=2048, layers=2).read_bytes()
+    push_docker(registry.host, gguf)
+    before = len(registry.accesses())
+    host = make_host(
+        environment={"HOME": str(tmp_path), "PATH": os.environ["PATH"]},
+        working_directory=tmp_path, cpu_count=1, now_s=0, cache=store.root,
+    )  # fmt: skip
+    reference = f"oci://{registry.host}/ai/tiny:1"
+    with find_model(
+        reference, wanted=("Q4_K_M",), host=host, store=store, progress=SilentProgress()
+    ) as found:
+        assert found.load().path.read_bytes() == gguf
+    asked = [access for access in registry.accesses()[before:] if access.method == "GET"]
+    of_model = [access for access in asked if str(Digest.of(gguf)) in access.path]
+    assert [(one.status, one.body_bytes) for one in of_model] == [
+        (206, 1 << 20),
+        (206, len(gguf) - (1 << 20)),
+    ]
+    others = [access.path for access in asked if access not in of_model]
+    assert len(others) == len(set(others)) == 3, "manifest, configuration and licence"
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from edgebuild.oci.digest import Digest
+from tests.integration.test_model_registry import push
 from tests.support.bench import assert_failed
 from tests.support.built import Edgebuild, config_files, make_edgebuild
 from tests.support.hub import TOKEN, LoopbackHub, running_hub
+from tests.support.peers.registry import Registry
+from tests.support.peers.tool import Completed
 from tests.support.small_disk import SmallDisk
 from tests.support.tiny_gguf import write_tiny_gguf
 
-FETCH = ("image", "--profile", "./narrow.yaml", "--model", "hf://acme/tiny")
-REFUSED = "does not fit narrow"
+# Fetches all of a model, and then has no packages to measure it with.
+FETCH = ("model", "eval", "hf://acme/tiny", "--lock", "broken.lock")
+REFUSED = "broken.lock"
+MIB = 1 << 20
+OCI_GGUF = "application/vnd.docker.ai.gguf.v3"
 
 
 @pytest.fixture
@@ -35,9 +42,10 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def command(tmp_path: Path, hub: LoopbackHub) -> Edgebuild:
-    """The command with an empty store and the hub; FETCH refuses the model once it is fetched."""
+    """The command with an empty store and the hub; FETCH ends once the model is fetched, and nothing fits narrow."""
     made = make_edgebuild(tmp_path, tmp_path / "store")
     (tmp_path / "narrow.yaml").write_text("extends: x86\nschema_version: 1\nname: narrow\nmemory: 1MiB\n")
+    (tmp_path / "broken.lock").write_text("{")
     return Edgebuild(
         folder=made.folder, variables={**made.variables, "HF_ENDPOINT": hub.url, "HOME": str(tmp_path)}
     )
@@ -89,6 +97,49 @@ def test_image_of_a_hubs_model_says_where_it_came_from(
     assert json.loads(again.stdout)["index"]["digest"] == document["index"]["digest"]
 
 
+@pytest.mark.parametrize("quantization", [None, "Q4_0", "auto"])
+def test_what_cannot_fit_is_refused_by_its_header_as_a_local_file_is(
+    command: Edgebuild, hub: LoopbackHub, registry: Registry, gguf: bytes, quantization: str | None
+) -> None:
+    hub.add("acme/tiny", {"tiny-F16.gguf": gguf})
+    push(registry.host, "acme/tiny", ((OCI_GGUF, gguf, {}),), config=("application/json", b"{}"))
+    (command.folder / "tiny-F16.gguf").write_bytes(gguf)
+    argv = (
+        "image",
+        "--profile",
+        "./narrow.yaml",
+        *(("--quantization", quantization) if quantization else ()),
+    )
+    local = command.run(*argv, "--model", "tiny-F16.gguf", check=False)
+    assert_failed(local, 4, "does not fit narrow")
+    for reference in ("hf://acme/tiny", f"oci://{registry.host}/acme/tiny:1"):
+        remote = command.run(*argv, "--model", reference, check=False)
+        assert (remote.returncode, error_of(remote)) == (4, error_of(local))
+    assert [asked for _, asked in hub.store.asked] == [f"bytes=0-{MIB - 1}"]
+    blob = f"/v2/acme/tiny/blobs/{Digest.of(gguf)}"
+    assert [one.body_bytes for one in registry.accesses() if one.path == blob and one.method == "GET"] == [
+        MIB
+    ]
+    assert partial_sizes(command.folder / "store") == []
+    assert not (command.folder / "build").exists()
+
+
+def test_a_model_without_a_licence_is_refused_by_its_header(
+    command: Edgebuild, hub: LoopbackHub, gguf: bytes
+) -> None:
+    commit = hub.add("acme/tiny", {"tiny-F16.gguf": gguf})
+    (command.folder / "edgebuild.yaml").write_text(
+        "schema_version: 1\nmodel: hf://acme/tiny\nprofiles: [x86]\ngates: {licence_required: true}\n"
+    )
+    said = f"neither the model nor its source (hf://acme/tiny@{commit}/tiny-F16.gguf) states a licence"
+    assert_failed(command.run("image", check=False), 4, said)
+    assert [asked for _, asked in hub.store.asked] == [f"bytes=0-{MIB - 1}"]
+
+
+def error_of(done: Completed) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_fetching_that_is_ended_goes_on_in_the_next_run(
     command: Edgebuild, hub: LoopbackHub, gguf: bytes, number: signal.Signals
@@ -109,7 +160,7 @@ def test_fetching_that_is_ended_goes_on_in_the_next_run(
     assert time.monotonic() - begin < 10
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130)
     assert "Traceback" not in log.read_text()
-    assert_failed(command.run(*FETCH, check=False), 4, REFUSED)
+    assert_failed(command.run(*FETCH, check=False), 3, REFUSED)
     assert [asked for _, asked in hub.store.asked] == ["", "bytes=300000-"]
     assert partial_sizes(store) == []
     assert "every entry is whole" in command.run("cache", "verify").stdout
@@ -125,7 +176,7 @@ def test_disk_that_fills_up_midway(
     done = command.run(*argv, check=False)
     assert_failed(done, 5, "no space is left for the store")
     disk.make_room()
-    assert_failed(command.run(*argv, check=False), 4, REFUSED)
+    assert_failed(command.run(*argv, check=False), 3, REFUSED)
     assert hub.store.asked[-1][1].startswith("bytes=")
     assert "every entry is whole" in command.run("cache", "verify", "--cache", disk.path / "store").stdout
 

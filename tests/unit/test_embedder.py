@@ -15,7 +15,7 @@ from edgebuild.gates import QualityGates
 from edgebuild.gguf import read_gguf_header
 from edgebuild.judging import verify_generates, verify_measurable
 from edgebuild.memory import Workload, kv_cache_bytes, output_bytes
-from edgebuild.model.source import ModelFile
+from edgebuild.model.source import FoundModel, ModelFile
 from edgebuild.model_spec import Embedder, ModelSpec, make_model_spec
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import BuildPlan, ModelOrigin, ModelSource, make_labels, make_plan, notes
@@ -137,10 +137,11 @@ def test_what_the_image_says_of_it(bert: ModelSpec, tmp_path: Path) -> None:
 
 
 def _request(spec: ModelSpec, device: DeviceProfile, folder: Path, **changes: object) -> ImageRequest:
+    model = ModelFile(path=folder / "b.gguf", spec=spec, source=SOURCE)
+    found = FoundModel(spec=spec, place="b.gguf", is_demo=False, load=lambda: model)
     measured = EvaluationRequest(is_wanted=False, text=None, tasks=None, most_tokens=0, gates=QualityGates())
     request = ImageRequest(
-        profiles=(device,), model=ModelFile(path=folder / "b.gguf", spec=spec, source=SOURCE), quantization=None,
-        shard_bytes=0, output=None, references=(), push=False,
+        profiles=(device,), model=found, quantization=None, shard_bytes=0, output=None, references=(), push=False,
         lock=LockOptions(path=folder / "lock", locked=False, update=False, mirrors=()), is_tested=False,
         licence_required=False, evaluation=measured, key=None, key_name="", engine="auto",
     )  # fmt: skip

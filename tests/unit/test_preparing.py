@@ -9,7 +9,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.errors import PlanError
 from edgebuild.fit import make_fit
 from edgebuild.gates import QualityGates
-from edgebuild.model.source import ModelFile
+from edgebuild.model.source import FoundModel, ModelFile
 from edgebuild.model_spec import estimate_quantized
 from edgebuild.plan import ModelSource
 from edgebuild.preparing import Prepared, choose, prepare
@@ -55,7 +55,7 @@ class Making:
 
     def run(self, *profiles: DeviceProfile, quantization: str | None = None) -> dict[str, Prepared]:
         request = ImageRequest(
-            profiles=profiles, model=replace(self.file("F16"), spec=LLAMA), quantization=quantization, shard_bytes=0,
+            profiles=profiles, model=FoundModel(spec=LLAMA, place="m.gguf", is_demo=False, load=lambda: self.file("F16")), quantization=quantization, shard_bytes=0,
             output=None, references=(), push=False,
             lock=LockOptions(path=self._folder / "lock", locked=False, update=False, mirrors=()), is_tested=False,
             licence_required=False, evaluation=NOT_MEASURED, key=None, key_name="", engine="auto",

@@ -7,6 +7,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,12 +30,14 @@ class Expected:
         file: The name it gets in the store.
         size_bytes: Its length, or 0 when unknown.
         title: For progress, e.g. "ziglang 0.17.1".
+        begun: A file on the store's disk that holds its beginning, which is taken away; or None.
     """
 
     digest: Digest
     file: str
     size_bytes: int
     title: str
+    begun: Path | None = None
 
 
 def receive(
@@ -65,6 +68,8 @@ def receive(
     def build(folder: Path) -> None:
         # Step 2.
         partial = store.scratch("partial") / expected.digest.hex
+        if expected.begun is not None and _size(expected.begun) > _size(partial):
+            expected.begun.replace(partial)
         with progress.task(f"download {expected.title}", total_bytes=expected.size_bytes or None) as task:
             for last in (False, True):
                 with Arrival(partial, task) as arrival:
@@ -81,6 +86,12 @@ def receive(
 
     entry = store.make("download", expected.digest, build, hashed={expected.file: expected.digest})
     return store.find_download(expected.digest, expected.file) or entry / expected.file
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 class Arrival:

@@ -64,6 +64,7 @@ class Wanted:
         title: For progress and messages, e.g. "ziglang 0.17.1".
         headers: Sent to the server of `url` alone, e.g. Authorization.
         hints: What to do when it fails.
+        begun: A file on the store's disk that holds its beginning, which is taken away; or None.
     """
 
     url: str
@@ -73,6 +74,7 @@ class Wanted:
     title: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     hints: Hints = Hints()
+    begun: Path | None = None
 
 
 def download(
@@ -110,7 +112,13 @@ def download(
         )
 
     return receive(
-        Expected(digest=wanted.digest, file=wanted.file, size_bytes=wanted.size_bytes, title=wanted.title),
+        Expected(
+            digest=wanted.digest,
+            file=wanted.file,
+            size_bytes=wanted.size_bytes,
+            title=wanted.title,
+            begun=wanted.begun,
+        ),
         store=store,
         progress=progress,
         fetch=fetch,

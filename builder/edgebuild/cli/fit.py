@@ -9,7 +9,7 @@ from edgebuild.cli.project import find_project, gather_wishes, project_option
 from edgebuild.cli.quantization import quantization_option
 from edgebuild.cli.selection import render_selection, selection_document
 from edgebuild.errors import PlanError
-from edgebuild.model.header import load_model_spec
+from edgebuild.model.source import find_model
 
 
 @click.command(name="fit")
@@ -51,13 +51,14 @@ def command(
         shard_size=None,
         session=session,
     )
-    spec = load_model_spec(
+    with find_model(
         wishes.model,
         wanted=wanted_types(wishes.profiles, override=quantization),
         host=session.host,
         store=Store(session.host.cache_directory, progress=session.progress),
         progress=session.progress,
-    )
+    ) as found:
+        spec = found.spec
     versions = make_versions(spec, wishes.profiles, override=quantization, has_matrix=has_matrix)
     selections = [
         make_selection(spec, profile, versions=versions, override=quantization, has_matrix=has_matrix)

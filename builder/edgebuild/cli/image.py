@@ -23,7 +23,7 @@ from edgebuild.cli.quantization import quantization_option
 from edgebuild.cli.report import build_document, render_build
 from edgebuild.cli.selection import render_selection
 from edgebuild.errors import PlanError, UsageError
-from edgebuild.model.source import ModelFile, load_model
+from edgebuild.model.source import find_model
 from edgebuild.oci.layout import read_layout
 from edgebuild.oci.reference import Reference
 from edgebuild.pipeline import build_images
@@ -159,45 +159,50 @@ def command(
     key = wishes.key
     signer = load_key(key, password_file, session=session)
     store = Store(host.cache_directory, progress=session.progress)
-    found = load_model(
+    layout = None if no_layout else host.path(output or "build")
+    importance = gather_importance(imatrix, calibration, session=session)
+    with find_model(
         wishes.model,
         wanted=wanted_types(wishes.profiles, override=quantization),
         host=host,
         store=store,
         progress=session.progress,
         may_set_up=not locked,
-    )
-    layout = None if no_layout else host.path(output or "build")
-    request = ImageRequest(
-        profiles=wishes.profiles,
-        model=found,
-        quantization=quantization,
-        shard_bytes=wishes.shard_bytes,
-        output=layout,
-        references=wishes.references,
-        push=push,
-        lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirrors=mirrors),
-        is_tested=not no_test,
-        licence_required=wishes.licence_required,
-        evaluation=evaluation,
-        importance=gather_importance(imatrix, calibration, session=session),
-        key=signer,
-        key_name=Path(key).name if key else "",
-        engine=engine,
-    )
-    _show_fit(found, request, session)
-    try:
-        result = build_images(request, Context(host=host, store=store, progress=session.progress))
-    except GateError as error:
-        if not session.quiet:
-            click.echo(render_qualities((error.quality,)), err=True)
-        raise
+    ) as found:
+        request = ImageRequest(
+            profiles=wishes.profiles,
+            model=found,
+            quantization=quantization,
+            shard_bytes=wishes.shard_bytes,
+            output=layout,
+            references=wishes.references,
+            push=push,
+            lock=LockOptions(path=host.path(lock_file), locked=locked, update=update_lock, mirrors=mirrors),
+            is_tested=not no_test,
+            licence_required=wishes.licence_required,
+            evaluation=evaluation,
+            importance=importance,
+            key=signer,
+            key_name=Path(key).name if key else "",
+            engine=engine,
+        )
+        _show_fit(request, session)
+        result = _build(request, store, session)
     if push and layout is not None:
         for reference in wishes.references:
             _push(layout, reference, session)
     session.give(build_document(result, request))
     session.say(render_build(result, request))
     session.say(_next_steps(result, request, (key, password_file), host.machine))
+
+
+def _build(request: ImageRequest, store: Store, session: Session) -> BuildResult:
+    try:
+        return build_images(request, Context(host=session.host, store=store, progress=session.progress))
+    except GateError as error:
+        if not session.quiet:
+            click.echo(render_qualities((error.quality,)), err=True)
+        raise
 
 
 def _push(layout: Path, target: Reference, session: Session) -> None:
@@ -222,7 +227,7 @@ def _refuse_nonsense(
         raise UsageError("--locked and --update-lock contradict each other", hint="leave one of them out")
 
 
-def _show_fit(model: ModelFile, request: ImageRequest, session: Session) -> None:
+def _show_fit(request: ImageRequest, session: Session) -> None:
     """Show the arithmetic of what does not fit, before the refusal, and what is chosen where there is a choice."""
     if session.quiet:
         return
@@ -233,7 +238,7 @@ def _show_fit(model: ModelFile, request: ImageRequest, session: Session) -> None
         return  # the build says it, with its hint
     for selection in selections:
         if selection.chosen is None or selection.is_auto:
-            click.echo(render_selection(selection, model_name=model.spec.name), err=True)
+            click.echo(render_selection(selection, model_name=request.model.spec.name), err=True)
 
 
 def _next_steps(

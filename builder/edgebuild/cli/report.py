@@ -20,10 +20,10 @@ def build_document(result: BuildResult, request: ImageRequest) -> dict[str, Any]
             "tags": [str(reference) for reference in request.references],
         },
         "model": {
-            "name": request.model.spec.name,
-            "licence": request.model.spec.licence or None,
-            "quantization": request.model.spec.quantization,
-            "source": request.model.source.to_json(),
+            "name": result.model.spec.name,
+            "licence": result.model.spec.licence or None,
+            "quantization": result.model.spec.quantization,
+            "source": result.model.source.to_json(),
         },
         "images": [_image_document(built, request) for built in result.images],
     }

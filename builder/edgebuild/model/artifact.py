@@ -7,7 +7,7 @@ name in the annotation org.opencontainers.image.title.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from edgebuild.errors import ModelError, RegistryError
 from edgebuild.gguf_shards import shard_names
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
+from edgebuild.model.found import Found, RemoteFile
 from edgebuild.model.reference import RegistryReference
 from edgebuild.model.selection import choose_files
 from edgebuild.model.unpacking import unpack
@@ -26,6 +27,7 @@ from edgebuild.model_spec import gguf_file_name, slug
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
+from edgebuild.oci.reference import Reference
 from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress, Task
 from edgebuild.registry.client import Manifest, RegistryClient, open_client
@@ -60,10 +62,11 @@ class Artifact:
     layers: tuple[Descriptor, ...]
 
 
-def fetch_registry_model(
+@contextmanager
+def finding_registry_model(
     reference: RegistryReference, *, wanted: tuple[str, ...], host: Host, store: Store, progress: Progress
-) -> Fetched:
-    """Fetch the GGUF model of an artifact: one layer, or several that are its files.
+) -> Iterator[Found]:
+    """Find the GGUF model of an artifact, one layer or several that are its files, and keep the connection.
 
     Args:
         reference: The artifact.
@@ -79,78 +82,8 @@ def fetch_registry_model(
     """
     named = reference.reference
     if named.digest is not None and (known := _recall(named.digest, store)) is not None:
-        return known
-    with open_registry_model(reference, wanted=wanted, host=host, progress=progress) as opened:
-        fetched = tuple(
-            _fetch_file(opened.client, layer, file, place=opened.place, store=store, progress=progress)
-            for file, layer in opened.chosen
-        )
-        is_one = len(fetched) == 1
-        source = ModelSource(
-            kind="oci",
-            reference=f"oci://{named.with_digest(opened.artifact.digest)}",
-            revision=str(opened.artifact.digest),
-            file=fetched[0].name,
-            sha256=fetched[0].sha256 if is_one else "",
-            licence=opened.licence(),
-            files=() if is_one else tuple((file.name, file.sha256) for file in fetched),
-        )
-    # A choice among several models may be another one the next time.
-    if opened.is_only and all(file.sha256 for file in fetched):
-        store.remember(_note_name(opened.artifact.digest), canonical_json(asdict(source)))
-    return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedModel:
-    """A model in a registry that is being talked to.
-
-    Attributes:
-        client: The connection.
-        artifact: The manifest.
-        place: What it is called in messages.
-        chosen: Names and layers of the model's files, in order.
-        is_only: Whether it is the only model there, so that nothing was chosen.
-    """
-
-    client: RegistryClient
-    artifact: Artifact
-    place: str
-    chosen: tuple[tuple[str, Descriptor], ...]
-    is_only: bool
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether a file is inside another, so that its beginning is not that of its layer."""
-        return any(layer.media_type.endswith(_PACKED) for _, layer in self.chosen)
-
-    def licence(self) -> str:
-        """Read what the artifact says of its licence; "" when it says nothing."""
-        return _licence(self.client, self.artifact)
-
-    def fetch_beginning(self, layer: Descriptor, into: Path, *, upto: int) -> int:
-        """Append to a file what it lacks of a layer's first `upto` bytes; returns the layer's size in bytes."""
-        have = into.stat().st_size if into.exists() else 0
-        with (
-            into.open("ab") as file,
-            closing(
-                self.client.stream_blob(layer.digest, size_bytes=layer.size_bytes, offset_bytes=have)
-            ) as chunks,
-        ):
-            # The rest of the layer is left unread: the connection ends with the loop.
-            while have < min(upto, layer.size_bytes):
-                piece = next(chunks)[: upto - have]
-                file.write(piece)
-                have += len(piece)
-        return layer.size_bytes
-
-
-@contextmanager
-def open_registry_model(
-    reference: RegistryReference, *, wanted: tuple[str, ...], host: Host, progress: Progress
-) -> Iterator[OpenedModel]:
-    """Find a model in a registry and keep the connection; arguments and errors are those of `fetch_registry_model`."""
-    named = reference.reference
+        yield Found(place=known.source.reference, fetch=lambda _: known)
+        return
     place = f"oci://{named}"
     with open_client(named, environment=host.environment, progress=progress) as client:
         artifact = _read_artifact(client, str(named.digest or named.tag), place=place)
@@ -163,12 +96,132 @@ def open_registry_model(
         )
         if not chosen:
             raise _no_gguf(artifact, place)
-        yield OpenedModel(
-            client=client,
-            artifact=artifact,
-            place=place,
-            chosen=tuple((name, files[name]) for name in chosen),
+        model = _RegistryModel(
+            client,
+            artifact,
+            tuple((name, files[name]) for name in chosen),
             is_only=len(files) == len(chosen),
+            named=named,
+            store=store,
+            progress=progress,
+        )
+        yield model.found()
+
+
+class _RegistryModel:
+    """A model in a registry that is being talked to."""
+
+    def __init__(
+        self,
+        client: RegistryClient,
+        artifact: Artifact,
+        chosen: tuple[tuple[str, Descriptor], ...],
+        *,
+        is_only: bool,
+        named: Reference,
+        store: Store,
+        progress: Progress,
+    ) -> None:
+        """Args as follows.
+
+        Args:
+            client: The connection.
+            artifact: The manifest.
+            chosen: Names and layers of the model's files, in order.
+            is_only: Whether it is the only model there, so that nothing was chosen.
+            named: What the user wrote.
+            store: Takes the files.
+            progress: Told of the bytes.
+        """
+        self._client = client
+        self._artifact = artifact
+        self._chosen = chosen
+        self._is_only = is_only
+        self._named = named
+        self._store = store
+        self._progress = progress
+        self._licence: str | None = None
+
+    def found(self) -> Found:
+        """Say how it is fetched; the beginning of a file that is inside another is not that of its layer."""
+        is_packed = any(layer.media_type.endswith(_PACKED) for _, layer in self._chosen)
+        remote = () if is_packed else tuple(self._remote(file, layer) for file, layer in self._chosen)
+        return Found(
+            place=self._reference,
+            fetch=self._fetch,
+            files=remote,
+            licence=self._state_licence,
+            reason="its files are packed in others" if is_packed else "",
+        )
+
+    @property
+    def _reference(self) -> str:
+        return f"oci://{self._named.with_digest(self._artifact.digest)}"
+
+    def _state_licence(self) -> str:
+        """Read what the artifact says of its licence, once; "" when it says nothing."""
+        if self._licence is None:
+            self._licence = _licence(self._client, self._artifact)
+        return self._licence
+
+    def _remote(self, file: str, layer: Descriptor) -> RemoteFile:
+        def extend(into: Path, upto: int) -> int:
+            have = into.stat().st_size if into.exists() else 0
+            chunks = self._client.stream_blob(
+                layer.digest, size_bytes=layer.size_bytes, offset_bytes=have, upto_bytes=upto
+            )
+            with into.open("ab") as opened:
+                for chunk in chunks:
+                    opened.write(chunk)
+            return layer.size_bytes
+
+        return RemoteFile(name=_file_name(file), digest=layer.digest, extend=extend)
+
+    def _fetch(self, begun: Mapping[Digest, Path]) -> Fetched:
+        fetched = tuple(self._fetch_file(file, layer, begun) for file, layer in self._chosen)
+        is_one = len(fetched) == 1
+        source = ModelSource(
+            kind="oci",
+            reference=self._reference,
+            revision=str(self._artifact.digest),
+            file=fetched[0].name,
+            sha256=fetched[0].sha256 if is_one else "",
+            licence=self._state_licence(),
+            files=() if is_one else tuple((file.name, file.sha256) for file in fetched),
+        )
+        # A choice among several models may be another one the next time.
+        if self._is_only and all(file.sha256 for file in fetched):
+            self._store.remember(_note_name(self._artifact.digest), canonical_json(asdict(source)))
+        return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
+
+    def _fetch_file(self, file: str, layer: Descriptor, begun: Mapping[Digest, Path]) -> "_File":
+        name = _file_name(file)
+        if not layer.media_type.endswith(_PACKED):
+            path = self._fetch_blob(layer, name, begun.get(layer.digest))
+            return _File(path=path, name=name, sha256=layer.digest.hex)
+        packed = self._fetch_blob(layer, f"{name}.tar", None)
+        place = f"oci://{self._named}"
+        path = unpack(packed, layer.digest, name, place=place, store=self._store, progress=self._progress)
+        return _File(path=path, name=name, sha256="")
+
+    def _fetch_blob(self, layer: Descriptor, name: str, begun: Path | None) -> Path:
+        client = self._client
+
+        def fetch(arrival: Arrival, task: Task) -> None:
+            del task
+            if arrival.size_bytes > layer.size_bytes:
+                arrival.restart()
+            for chunk in client.stream_blob(
+                layer.digest, size_bytes=layer.size_bytes, offset_bytes=arrival.size_bytes
+            ):
+                arrival.write(chunk)
+
+        return receive(
+            Expected(digest=layer.digest, file=name, size_bytes=layer.size_bytes, title=name, begun=begun),
+            store=self._store,
+            progress=self._progress,
+            fetch=fetch,
+            other=lambda found: client.other_blob(layer.digest, found),
         )
 
 
@@ -187,16 +240,8 @@ class _File:
     sha256: str
 
 
-def _fetch_file(
-    client: RegistryClient, layer: Descriptor, file: str, *, place: str, store: Store, progress: Progress
-) -> _File:
-    name = gguf_file_name(file.rpartition("/")[2])
-    if not layer.media_type.endswith(_PACKED):
-        path = _fetch_blob(client, layer, name, store=store, progress=progress)
-        return _File(path=path, name=name, sha256=layer.digest.hex)
-    packed = _fetch_blob(client, layer, f"{name}.tar", store=store, progress=progress)
-    path = unpack(packed, layer.digest, name, place=place, store=store, progress=progress)
-    return _File(path=path, name=name, sha256="")
+def _file_name(file: str) -> str:
+    return gguf_file_name(file.rpartition("/")[2])
 
 
 def _note_name(digest: Digest) -> str:
@@ -216,27 +261,6 @@ def _recall(digest: Digest, store: Store) -> Fetched | None:
         if len(found) == len(named):
             return Fetched(path=found[0], source=source, more=tuple(found[1:]))
     return None
-
-
-def _fetch_blob(
-    client: RegistryClient, layer: Descriptor, name: str, *, store: Store, progress: Progress
-) -> Path:
-    def fetch(arrival: Arrival, task: Task) -> None:
-        del task
-        if arrival.size_bytes > layer.size_bytes:
-            arrival.restart()
-        for chunk in client.stream_blob(
-            layer.digest, size_bytes=layer.size_bytes, offset_bytes=arrival.size_bytes
-        ):
-            arrival.write(chunk)
-
-    return receive(
-        Expected(digest=layer.digest, file=name, size_bytes=layer.size_bytes, title=name),
-        store=store,
-        progress=progress,
-        fetch=fetch,
-        other=lambda found: client.other_blob(layer.digest, found),
-    )
 
 
 def _read_artifact(client: RegistryClient, name: str, *, place: str) -> Artifact:

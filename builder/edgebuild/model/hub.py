@@ -10,18 +10,17 @@ downloader, which hashes them as they arrive, goes on where a run before stopped
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from edgebuild.artifacts.download import download
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import USUAL, Patience
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, ToolError
 from edgebuild.gguf_joined import find_shards
 from edgebuild.host import Host
-from edgebuild.model.fetched import Fetched
+from edgebuild.model.addresses import found_at_addresses
+from edgebuild.model.found import Found
 from edgebuild.model.hub_api import Hub, HubFile, Listing
-from edgebuild.model.located import Located
 from edgebuild.model.reference import HubReference
 from edgebuild.model.selection import choose_files, find_candidates
 from edgebuild.model_spec import gguf_file_name
@@ -30,7 +29,7 @@ from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress
 
 
-def fetch_hub_model(
+def find_hub_model(
     reference: HubReference,
     *,
     wanted: tuple[str, ...],
@@ -39,8 +38,8 @@ def fetch_hub_model(
     progress: Progress,
     may_set_up: bool = True,
     patience: Patience = USUAL,
-) -> Fetched:
-    """Fetch a GGUF model of a repository, or its checkpoint and convert it.
+) -> Found:
+    """Find a GGUF model of a repository, or its checkpoint, which is converted when it is fetched.
 
     Args:
         reference: Repository, revision and file.
@@ -58,80 +57,49 @@ def fetch_hub_model(
     """
     hub = Hub(host.environment, patience=patience)
     listing = _list_files(hub, reference, host=host, store=store)
-    located = _locate(hub, reference, listing, wanted=wanted, progress=progress)
-    if not located.files:
-        from edgebuild.model.hub_checkpoint import convert_repository  # noqa: PLC0415 - GGUF files do without the converter
-
-        return convert_repository(
-            hub,
-            reference,
-            listing,
-            host=host,
-            store=store,
-            progress=progress,
-            may_set_up=may_set_up,
-            patience=patience,
-        )
-    # Step 3.
-    path, *more = (
-        download(file, store=store, environment=host.environment, progress=progress, patience=patience)
-        for file in located.files
-    )
-    return Fetched(path=path, more=tuple(more), source=located.source)
-
-
-def locate_hub_model(
-    reference: HubReference,
-    *,
-    wanted: tuple[str, ...],
-    host: Host,
-    store: Store,
-    progress: Progress,
-    patience: Patience = USUAL,
-) -> Located:
-    """Find a GGUF model of a repository; a checkpoint has no such files. Arguments and errors are those of `fetch_hub_model`."""
-    hub = Hub(host.environment, patience=patience)
-    listing = _list_files(hub, reference, host=host, store=store)
-    return _locate(hub, reference, listing, wanted=wanted, progress=progress)
-
-
-def _locate(
-    hub: Hub, reference: HubReference, listing: Listing, *, wanted: tuple[str, ...], progress: Progress
-) -> Located:
-    """Choose a GGUF model among what a commit holds, and tell which."""
     pinned = HubReference(repository=reference.repository, revision=listing.commit)
     # Step 2.
     files = _choose(reference, listing, wanted)
     if not files:
-        source = ModelSource(
-            kind="huggingface",
-            reference=str(pinned),
-            revision=listing.commit,
-            file="",
-            licence=listing.licence,
+        from edgebuild.model.hub_checkpoint import convert_repository  # noqa: PLC0415 - GGUF files do without the converter
+
+        return Found(
+            place=str(pinned),
+            fetch=lambda _: convert_repository(
+                hub,
+                reference,
+                listing,
+                host=host,
+                store=store,
+                progress=progress,
+                may_set_up=may_set_up,
+                patience=patience,
+            ),
+            reason="it is a checkpoint, which is converted",
         )
-        return Located(files=(), source=source)
+    # Step 3.
     first = files[0]
     if not reference.file or not reference.is_pinned:
         several = f" and the {len(files) - 1} that belong to it" if len(files) > 1 else ""
         progress.note(f"{reference}: taking {first.path}{several} at commit {listing.commit}")
     named = tuple((gguf_file_name(file.path.rpartition("/")[2]), file.sha256) for file in files)
     is_one = len(files) == 1
-    return Located(
-        files=tuple(
-            hub.wanted(pinned, file, name=name) for file, (name, _) in zip(files, named, strict=True)
-        ),
-        source=ModelSource(
-            kind="huggingface",
-            reference=str(
-                HubReference(repository=reference.repository, revision=listing.commit, file=first.path)
-            ),
-            revision=listing.commit,
-            file=named[0][0],
-            sha256=first.sha256 if is_one else "",
-            licence=listing.licence,
-            files=() if is_one else named,
-        ),
+    source = ModelSource(
+        kind="huggingface",
+        reference=str(replace(pinned, file=first.path)),
+        revision=listing.commit,
+        file=named[0][0],
+        sha256=first.sha256 if is_one else "",
+        licence=listing.licence,
+        files=() if is_one else named,
+    )
+    return found_at_addresses(
+        tuple(hub.wanted(pinned, file, name=name) for file, (name, _) in zip(files, named, strict=True)),
+        source,
+        host=host,
+        store=store,
+        progress=progress,
+        patience=patience,
     )
 
 

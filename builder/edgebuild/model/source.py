@@ -1,5 +1,7 @@
 """Where a model comes from: a file or folder on this machine, a hub, the web, a registry, or the demo model."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from edgebuild.errors import ModelError
 from edgebuild.gguf_joined import read_joined_header
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
+from edgebuild.model.found import Found
 from edgebuild.model.hashing import file_digest
+from edgebuild.model.header import Beginning, UnknownSizeError, fetch_beginning
 from edgebuild.model.local import find_local_model
 from edgebuild.model.reference import (
     HubReference,
@@ -49,6 +53,63 @@ class ModelFile:
         return (self.path, *self.more)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """A model that was found; of one that lies elsewhere maybe the header alone is here.
+
+    Attributes:
+        spec: What its header says.
+        place: Where it lies, for messages.
+        is_demo: Whether it is the demo model.
+        load: Gives all of it, fetching what is not here; raises as `load_model` does.
+    """
+
+    spec: ModelSpec
+    place: str
+    is_demo: bool
+    load: Callable[[], ModelFile]
+
+
+@contextmanager
+def find_model(
+    reference: str,
+    *,
+    wanted: tuple[str, ...],
+    host: Host,
+    store: Store,
+    progress: Progress,
+    may_set_up: bool = True,
+) -> Iterator[FoundModel]:
+    """Find a model and read its header, fetching no more than that; the rest can be had while the context lasts.
+
+    Arguments and errors are those of `load_model`.
+    """
+    asked = parse_model_reference(reference)
+    with ExitStack() as stack:
+        found = stack.enter_context(
+            _finding(asked, wanted=wanted, host=host, store=store, progress=progress, may_set_up=may_set_up)
+        )
+        is_demo, reason = asked == LocalReference(path=""), found.reason
+        if any(store.find_download(file.digest, file.name) is None for file in found.files):
+            folder = stack.enter_context(store.workplace("header"))
+            try:
+                beginning = fetch_beginning(found, folder, progress=progress)
+            except UnknownSizeError as error:
+                reason = str(error)
+            else:
+                yield FoundModel(
+                    spec=beginning.spec,
+                    place=found.place,
+                    is_demo=is_demo,
+                    load=lambda: _load_rest(found, beginning),
+                )
+                return
+        if reason:
+            progress.note(f"{reference}: {reason}; fetching all of it")
+        model = _load(found, {})
+        yield FoundModel(spec=model.spec, place=found.place, is_demo=is_demo, load=lambda: model)
+
+
 def load_model(
     reference: str,
     *,
@@ -74,14 +135,15 @@ def load_model(
         ToolError: It cannot be fetched, or is not what was asked for.
         RegistryError: The registry refused, failed or lied.
     """
-    fetched = _fetch(
-        parse_model_reference(reference),
-        wanted=wanted,
-        host=host,
-        store=store,
-        progress=progress,
-        may_set_up=may_set_up,
-    )
+    asked = parse_model_reference(reference)
+    with _finding(
+        asked, wanted=wanted, host=host, store=store, progress=progress, may_set_up=may_set_up
+    ) as found:
+        return _load(found, {})
+
+
+def _load(found: Found, begun: Mapping[Digest, Path]) -> ModelFile:
+    fetched = found.fetch(begun)
     source = fetched.source
     # A converted file lies in the store under its own name; the source has files of other names.
     name = fetched.path.name if source.conversion else whole_file_name(source.file)
@@ -90,7 +152,19 @@ def load_model(
     return ModelFile(path=fetched.path, spec=spec, source=source, more=fetched.more)
 
 
-def _fetch(
+def _load_rest(found: Found, beginning: Beginning) -> ModelFile:
+    """Fetch what follows a beginning, by which it was decided to do so."""
+    model = _load(found, beginning.files)
+    if model.spec != beginning.spec:
+        raise ModelError(
+            f"{found.place}: the beginning that came first was that of another file",
+            hint="try again; if it stays so, the server or a proxy is damaged or hostile",
+        )
+    return model
+
+
+@contextmanager
+def _finding(
     reference: ModelReference,
     *,
     wanted: tuple[str, ...],
@@ -98,14 +172,15 @@ def _fetch(
     store: Store,
     progress: Progress,
     may_set_up: bool,
-) -> Fetched:
+) -> Iterator[Found]:
     # Each way to the network imports an HTTP client, which files do without.
     match reference:
         case LocalReference(path=""):
             path = demo_model_path()
-            return Fetched(path=path, source=ModelSource(kind="demo", reference="demo", file=path.name))
+            source = ModelSource(kind="demo", reference="demo", file=path.name)
+            yield Found(place="demo", fetch=lambda _: Fetched(path=path, source=source))
         case LocalReference(path=text):
-            return find_local_model(
+            fetched = find_local_model(
                 host.path(text),
                 wanted=wanted,
                 host=host,
@@ -113,20 +188,24 @@ def _fetch(
                 progress=progress,
                 may_set_up=may_set_up,
             )
+            yield Found(place=fetched.source.reference, fetch=lambda _: fetched)
         case HubReference():
-            from edgebuild.model.hub import fetch_hub_model  # noqa: PLC0415 - see above
+            from edgebuild.model.hub import find_hub_model  # noqa: PLC0415 - see above
 
-            return fetch_hub_model(
+            yield find_hub_model(
                 reference, wanted=wanted, host=host, store=store, progress=progress, may_set_up=may_set_up
             )
         case WebReference():
-            from edgebuild.model.web import fetch_web_model  # noqa: PLC0415 - see above
+            from edgebuild.model.web import find_web_model  # noqa: PLC0415 - see above
 
-            return fetch_web_model(reference, host=host, store=store, progress=progress)
+            yield find_web_model(reference, host=host, store=store, progress=progress)
         case RegistryReference():
-            from edgebuild.model.artifact import fetch_registry_model  # noqa: PLC0415 - see above
+            from edgebuild.model.artifact import finding_registry_model  # noqa: PLC0415 - see above
 
-            return fetch_registry_model(reference, wanted=wanted, host=host, store=store, progress=progress)
+            with finding_registry_model(
+                reference, wanted=wanted, host=host, store=store, progress=progress
+            ) as found:
+                yield found
 
 
 def model_digest(model: ModelFile, *, seals: Seals, progress: Progress) -> Digest:

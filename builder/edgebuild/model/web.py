@@ -2,13 +2,13 @@
 
 from urllib.parse import urlsplit
 
-from edgebuild.artifacts.download import Hints, Wanted, download
+from edgebuild.artifacts.download import Hints, Wanted
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ModelError, UsageError
 from edgebuild.gguf_joined import is_one_of_several
 from edgebuild.host import Host
-from edgebuild.model.fetched import Fetched
-from edgebuild.model.located import Located
+from edgebuild.model.addresses import found_at_addresses
+from edgebuild.model.found import Found
 from edgebuild.model.reference import WebReference
 from edgebuild.model_spec import gguf_file_name
 from edgebuild.network import is_loopback_host
@@ -23,23 +23,8 @@ _HINTS = Hints(
 )
 
 
-def fetch_web_model(reference: WebReference, *, host: Host, store: Store, progress: Progress) -> Fetched:
-    """Fetch a file.
-
-    Raises:
-        UsageError: The address is plain HTTP to another machine.
-        ModelError: It is one of several files.
-        ToolError: It cannot be had, or is another file.
-        StoreError: The disk is full.
-    """
-    located = locate_web_model(reference)
-    (file,) = located.files
-    path = download(file, store=store, environment=host.environment, progress=progress)
-    return Fetched(path=path, source=located.source)
-
-
-def locate_web_model(reference: WebReference) -> Located:
-    """Say where the file lies.
+def find_web_model(reference: WebReference, *, host: Host, store: Store, progress: Progress) -> Found:
+    """Say where the file lies; nothing is asked yet.
 
     Raises:
         UsageError: The address is plain HTTP to another machine.
@@ -56,11 +41,8 @@ def locate_web_model(reference: WebReference) -> Located:
             f"{reference.shown} is one of several files of a model, and one sha256 tells nothing of the others",
             hint="fetch all of them and give the path of the first, or take them from a hub or registry",
         )
-    return Located(
-        files=(
-            Wanted(
-                url=reference.url, file=file, digest=reference.digest, size_bytes=0, title=file, hints=_HINTS
-            ),
-        ),
-        source=ModelSource(kind="web", reference=reference.shown, file=file, sha256=reference.digest.hex),
+    wanted = Wanted(
+        url=reference.url, file=file, digest=reference.digest, size_bytes=0, title=file, hints=_HINTS
     )
+    source = ModelSource(kind="web", reference=reference.shown, file=file, sha256=reference.digest.hex)
+    return found_at_addresses((wanted,), source, host=host, store=store, progress=progress)

@@ -157,7 +157,12 @@ class RegistryClient:
             raise self.other_blob(digest, Digest(hasher.hexdigest()))
 
     def stream_blob(
-        self, digest: Digest, *, size_bytes: int | None = None, offset_bytes: int = 0
+        self,
+        digest: Digest,
+        *,
+        size_bytes: int | None = None,
+        offset_bytes: int = 0,
+        upto_bytes: int | None = None,
     ) -> Generator[bytes]:
         """Yield a blob as it comes, from a place on; whoever reads compares its digest.
 
@@ -167,6 +172,7 @@ class RegistryClient:
             digest: What to read.
             size_bytes: Its size when known; more bytes are an error at once.
             offset_bytes: First byte wanted.
+            upto_bytes: Byte before which it ends, where that is not the blob's end.
 
         Raises:
             RegistryError: It is not there, or the registry failed.
@@ -174,13 +180,18 @@ class RegistryClient:
         patience = self._transport.patience()
         at = reached = offset_bytes
         call = self._transport.call("GET", f"blob {digest}")
-        while size_bytes is None or at < size_bytes:
+        end = min((limit for limit in (size_bytes, upto_bytes) if limit is not None), default=None)
+        while end is None or at < end:
             try:
-                with self._transport.open(self._blob_request(digest, at)) as response:
+                with self._transport.open(self._blob_request(digest, at, upto_bytes)) as response:
                     for chunk in _from(response, at):
                         at += len(chunk)
                         if size_bytes is not None and at > size_bytes:
                             raise lie(call, f"it is {digest}", f"longer than its {size_bytes} bytes")
+                        if upto_bytes is not None and at >= upto_bytes:
+                            # A server without parts goes on, and is left.
+                            yield chunk[: len(chunk) - (at - upto_bytes)]
+                            return
                         yield chunk
                         if at >= reached + FURTHER_BYTES:
                             reached = at
@@ -188,9 +199,9 @@ class RegistryClient:
             except TransientError as fault:
                 patience.wait(fault)
                 continue
-            if size_bytes is None or at == size_bytes:
+            if end is None or at == end:
                 break
-            patience.wait(TransientError(f"{call}: it ended after {at} of {size_bytes} bytes"))
+            patience.wait(TransientError(f"{call}: it ended after {at} of {end} bytes"))
 
     def other_blob(self, digest: Digest, found: Digest) -> RegistryError:
         """Make the error for a blob whose bytes have another digest than was asked for."""
@@ -264,13 +275,15 @@ class RegistryClient:
                 raise RegistryError(f"{self.name} has more than {_MAX_TAGS} tags")
         return tuple(tags)
 
-    def _blob_request(self, digest: Digest, offset_bytes: int) -> Request:
+    def _blob_request(self, digest: Digest, offset_bytes: int, upto_bytes: int | None) -> Request:
+        is_part = offset_bytes > 0 or upto_bytes is not None
+        last = "" if upto_bytes is None else upto_bytes - 1
         return self._transport.request(
             "GET",
             self._transport.url(f"blobs/{digest}"),
             f"blob {digest}",
-            expect=(200, 206) if offset_bytes else (200,),
-            headers={"Range": f"bytes={offset_bytes}-"} if offset_bytes else {},
+            expect=(200, 206) if is_part else (200,),
+            headers={"Range": f"bytes={offset_bytes}-{last}"} if is_part else {},
         )
 
     def _pages(self, path: str, what: str) -> Iterator[Answer]:

@@ -14,7 +14,7 @@ from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import ModelError, ToolError
 from edgebuild.gguf import read_gguf_header
 from edgebuild.host import Host
-from edgebuild.model.header import load_model_spec
+from edgebuild.model.source import find_model
 from edgebuild.model_spec import ModelSpec, make_model_spec
 from edgebuild.oci.digest import Digest
 from tests.support.file_server import FileServer, Page
@@ -41,7 +41,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def look(host: Host, store: Store, told: Told) -> Look:
     def look(reference: str, *wanted: str) -> ModelSpec:
-        return load_model_spec(reference, wanted=wanted or ("Q4_K_M",), host=host, store=store, progress=told)
+        with find_model(
+            reference, wanted=wanted or ("Q4_K_M",), host=host, store=store, progress=told
+        ) as found:
+            return found.spec
 
     return look
 
@@ -67,6 +70,52 @@ def test_only_the_beginning_is_asked_for(
     )
     assert store.find_download(Digest.of(large), "large-F16.gguf") is None
     assert not list((store.root / "v1/temporary").glob("*"))
+
+
+@pytest.mark.parametrize("tail", [0, 70 << 20])
+def test_the_rest_is_fetched_from_where_the_header_ended(
+    hub: LoopbackHub, host: Host, store: Store, told: Told, large: bytes, tail: int
+) -> None:
+    """Of one connection and of several; the hub is asked once what there is."""
+    data = large + bytes(tail)
+    hub.add("acme/large", {"large-F16.gguf": data})
+    with find_model("hf://acme/large", wanted=("Q4_K_M",), host=host, store=store, progress=told) as found:
+        looked = len(hub.store.asked)
+        hub.storage(data).cuts = [MIB]
+        model = found.load()
+    assert model.path.read_bytes() == data
+    assert model.spec == found.spec
+    assert hub.store.asked[looked][1] == f"bytes={2 * MIB}-"
+    assert all(int(asked[6:].partition("-")[0]) >= 2 * MIB for _, asked in hub.store.asked[looked:])
+    assert len(hub.api_calls) == 1
+    assert store.verify() == ()
+    assert not list((store.root / "v1/temporary").glob("*"))
+
+
+def test_a_longer_beginning_of_an_earlier_run_is_kept(
+    hub: LoopbackHub, host: Host, store: Store, told: Told, large: bytes
+) -> None:
+    hub.add("acme/large", {"large-F16.gguf": large})
+    partial = store.scratch("partial") / Digest.of(large).hex
+    partial.write_bytes(large[: 3 * MIB])
+    with find_model("hf://acme/large", wanted=("Q4_K_M",), host=host, store=store, progress=told) as found:
+        assert found.load().path.read_bytes() == large
+    assert hub.store.asked[-1][1] == f"bytes={3 * MIB}-"
+
+
+def test_a_beginning_of_another_file_decides_nothing(
+    hub: LoopbackHub, host: Host, store: Store, told: Told, large: bytes, models: dict[str, bytes]
+) -> None:
+    """The whole file is fetched anew and kept; what was decided by the beginning is not gone on with."""
+    other = models["0"] + bytes(len(large) - len(models["0"]))
+    hub.add("acme/large", {"large-F16.gguf": large})
+    hub.storage(large).body = other
+    with find_model("hf://acme/large", wanted=("Q4_K_M",), host=host, store=store, progress=told) as found:
+        hub.storage(large).body = large
+        with pytest.raises(ModelError, match="the beginning that came first was that of another file"):
+            found.load()
+    assert store.find_download(Digest.of(large), "large-F16.gguf") is not None
+    assert store.verify() == ()
 
 
 def test_what_the_store_has_is_read_there(hub: LoopbackHub, look: Look, load: Load, large: bytes) -> None:
@@ -119,7 +168,8 @@ def test_the_token_is_the_hubs_alone(
 ) -> None:
     hub.add("acme/private", {"a-F16.gguf": large}, token=TOKEN)
     knowing = replace(host, environment={**host.environment, "HF_TOKEN": TOKEN})
-    load_model_spec("hf://acme/private", wanted=("Q8_0",), host=knowing, store=store, progress=told)
+    with find_model("hf://acme/private", wanted=("Q8_0",), host=knowing, store=store, progress=told) as found:
+        found.load()
     assert set(hub.store.authorizations) == {""}
 
 

@@ -10,7 +10,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import EdgebuildError, ModelError, ToolError
 from edgebuild.host import Host
-from edgebuild.model.hub import fetch_hub_model
+from edgebuild.model.hub import find_hub_model
 from edgebuild.model.reference import HubReference
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import WHOLE_FILE
@@ -36,9 +36,9 @@ def tiny(hub: LoopbackHub, models: dict[str, bytes]) -> str:
 
 
 def quick(reference: str, host: Host, store: Store, told: Told) -> None:
-    fetch_hub_model(
+    find_hub_model(
         HubReference(repository=reference), wanted=("Q4_K_M",), host=host, store=store, progress=told, patience=QUICK
-    )  # fmt: skip
+    ).fetch({})  # fmt: skip
 
 
 def assert_store_is_good(store: Store) -> None:
