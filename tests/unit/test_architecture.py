@@ -16,7 +16,7 @@ RANKS = {
     "canonical": 1, "process": 1, "process_guard": 1, "data": 1, "progress": 1, "host": 1, "documents": 1,
     "stopwatch": 1, "network": 1,
     "quantities": 1,
-    "oci": 2,
+    "oci": 2, "pieces": 2,
     "profile": 3, "tensor_types": 3, "quantization": 3, "profile_engine": 3, "profile_server": 3, "gguf": 3, "gguf_types": 3,
     "gguf_shards": 3, "gguf_joined": 3, "model_spec": 3, "lock": 3, "gates": 3,
     "memory": 4, "fit": 4, "choice": 4, "quality": 4, "plan": 4, "contents": 4,

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 
 from edgebuild.artifacts.download import Wanted, download_failure, refuse
-from edgebuild.artifacts.pieces import starts_at
 from edgebuild.artifacts.tries import USUAL, GaveUpError, Patience, Tries, TryAgainError
 from edgebuild.network import FURTHER_BYTES, Stop, make_client
+from edgebuild.pieces import starts_at
 
 _TOTAL = re.compile(r"bytes [0-9]+-[0-9]+/([0-9]+)")
 

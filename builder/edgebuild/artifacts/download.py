@@ -6,7 +6,8 @@
 """
 
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +15,6 @@ from typing import NoReturn
 import httpx2
 
 from edgebuild.artifacts.arrival import Arrival, Expected, receive
-from edgebuild.artifacts.pieces import PieceError, Spread, fetch_pieces, starts_at
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import (
     RETRYABLE_STATUSES,
@@ -28,9 +28,8 @@ from edgebuild.artifacts.tries import (
 from edgebuild.errors import ToolError
 from edgebuild.network import FURTHER_BYTES, Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
+from edgebuild.pieces import PIECES_FROM_BYTES, PieceError, Spread, fetch_pieces, make_lanes, starts_at
 from edgebuild.progress import Progress, Task
-
-PIECES_FROM_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +84,7 @@ def download(
     progress: Progress,
     patience: Patience = USUAL,
     stop: Stop | None = None,
+    lanes: ThreadPoolExecutor | None = None,
 ) -> Path:
     """Return the file's path in the store, fetching it if it is not there.
 
@@ -95,6 +95,7 @@ def download(
         progress: Told of the bytes that arrive.
         patience: How long it is tried.
         stop: Ends the download soon after it is set.
+        lanes: Fetch the pieces of a large file; None takes some of its own.
 
     Raises:
         ToolError: It cannot be had, or is not what was asked for.
@@ -103,7 +104,7 @@ def download(
 
     def fetch(arrival: Arrival, task: Task) -> None:
         with make_client(environment, stop=stop, idle_s=patience.idle_s) as client:
-            transfer = _Transfer(wanted, arrival, task, client=client, environment=environment)
+            transfer = _Transfer(wanted, arrival, task, client=client, environment=environment, lanes=lanes)
             transfer.run(patience, stop or Stop())
 
     def other(found: Digest) -> ToolError:
@@ -137,11 +138,13 @@ class _Transfer:
         *,
         client: httpx2.Client,
         environment: Mapping[str, str],
+        lanes: ThreadPoolExecutor | None,
     ) -> None:
         self._wanted = wanted
         self._arrival = arrival
         self._client = client
         self._environment = environment
+        self._lanes = lanes
         self._task = task
         self._gives_parts = True
 
@@ -195,11 +198,14 @@ class _Transfer:
             spread = self._spread(response, have_bytes, total_bytes, idle_s=patience.idle_s)
         # Step 2. The connection that showed the way is given up, with what little it has sent.
         try:
-            with closing(fetch_pieces(spread, environment=self._environment, stop=stop)) as pieces:
+            with (
+                nullcontext(self._lanes) if self._lanes is not None else make_lanes() as lanes,
+                closing(fetch_pieces(spread, lanes=lanes, stop=stop)) as pieces,
+            ):
                 self._write(pieces, total_bytes, stop)
         except PieceError as error:
             # The address may have been good for a while only; the one that it came from gives another.
-            self._gives_parts = error.status != 200
+            self._gives_parts = self._arrival.size_bytes > have_bytes
             raise TryAgainError(f"a part of the file was answered with status {error.status}") from error
 
     def _is_worth_pieces(self, response: httpx2.Response, rest_bytes: int) -> bool:
@@ -210,7 +216,13 @@ class _Transfer:
     def _spread(self, response: httpx2.Response, begin: int, end: int, *, idle_s: float) -> Spread:
         is_ours = _origin(response.url) == _origin(httpx2.URL(self._wanted.url))
         headers = {**(self._wanted.headers if is_ours else {}), "Accept-Encoding": "identity"}
-        return Spread(url=str(response.url), headers=headers, begin=begin, end=end, idle_s=idle_s)
+        return Spread(
+            url=str(response.url),
+            headers=lambda: headers,
+            begin=begin,
+            end=end,
+            connect=lambda stop: make_client(self._environment, stop=stop, idle_s=idle_s),
+        )
 
     def _write(self, chunks: Iterable[bytes], total_bytes: int, stop: Stop) -> None:
         arrival = self._arrival

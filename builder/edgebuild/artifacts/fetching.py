@@ -1,7 +1,7 @@
 """Fetches inputs from this host's Debian mirrors and package index, which are looked up once."""
 
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -9,6 +9,7 @@ from urllib.parse import quote
 from edgebuild.artifacts.debian import Archive, find_archives
 from edgebuild.artifacts.download import Wanted, download
 from edgebuild.artifacts.pypi import find_file, find_index_urls
+from edgebuild.artifacts.side_by_side import fetch_side_by_side
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
 from edgebuild.host import Host
@@ -18,7 +19,6 @@ from edgebuild.oci.digest import Digest
 from edgebuild.progress import Progress
 
 SUITE = "trixie"
-_AT_ONCE = 4
 
 
 class Fetcher:
@@ -48,21 +48,10 @@ class Fetcher:
             ToolError: One cannot be had.
             StoreError: The disk is full.
         """
-        with closing(Stop()) as stop, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="download") as pool:
-            futures = [pool.submit(self._fetch, item, stop) for item in items]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-                # The fault that came first, not that of a download which it stopped.
-                for future in futures:
-                    if future.done():
-                        future.result()
-                return tuple(future.result() for future in futures)
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with closing(Stop()) as stop:
+            return fetch_side_by_side(items, lambda item, lanes: self._fetch(item, stop, lanes), stop=stop)
 
-    def _fetch(self, item: LockedInput, stop: Stop) -> Path:
+    def _fetch(self, item: LockedInput, stop: Stop, lanes: ThreadPoolExecutor) -> Path:
         digest = Digest(item.sha256)
         if (found := self._store.find_download(digest, item.file)) is not None:
             return found
@@ -75,7 +64,12 @@ class Fetcher:
             title=f"{item.name} {item.version}",
         )
         return download(
-            wanted, store=self._store, environment=environment, progress=self._progress, stop=stop
+            wanted,
+            store=self._store,
+            environment=environment,
+            progress=self._progress,
+            stop=stop,
+            lanes=lanes,
         )
 
     def _deb(self, item: LockedInput) -> tuple[str, dict[str, str]]:

@@ -1,16 +1,19 @@
 """GGUF files behind addresses, those of a hub or the web: their beginnings, and all of them."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from edgebuild.artifacts.beginning import fetch_beginning
 from edgebuild.artifacts.download import Wanted, download
+from edgebuild.artifacts.side_by_side import fetch_side_by_side
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import USUAL, Patience
 from edgebuild.host import Host
 from edgebuild.model.fetched import Fetched
 from edgebuild.model.found import Found, RemoteFile
+from edgebuild.network import Stop
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress
@@ -42,16 +45,20 @@ def found_at_addresses(
         )
 
     def fetch(begun: Mapping[Digest, Path]) -> Fetched:
-        path, *more = (
-            download(
-                replace(file, begun=begun.get(file.digest)),
-                store=store,
-                environment=host.environment,
-                progress=progress,
-                patience=patience,
+        with closing(Stop()) as stop:
+            path, *more = fetch_side_by_side(
+                files,
+                lambda file, lanes: download(
+                    replace(file, begun=begun.get(file.digest)),
+                    store=store,
+                    environment=host.environment,
+                    progress=progress,
+                    patience=patience,
+                    stop=stop,
+                    lanes=lanes,
+                ),
+                stop=stop,
             )
-            for file in files
-        )
         return Fetched(path=path, more=tuple(more), source=source)
 
     return Found(

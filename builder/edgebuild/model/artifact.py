@@ -7,12 +7,14 @@ name in the annotation org.opencontainers.image.title.
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgebuild.artifacts.arrival import Arrival, Expected, receive
+from edgebuild.artifacts.side_by_side import fetch_side_by_side
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import ModelError, RegistryError
@@ -178,7 +180,11 @@ class _RegistryModel:
         return RemoteFile(name=_file_name(file), digest=layer.digest, extend=extend)
 
     def _fetch(self, begun: Mapping[Digest, Path]) -> Fetched:
-        fetched = tuple(self._fetch_file(file, layer, begun) for file, layer in self._chosen)
+        fetched = fetch_side_by_side(
+            self._chosen,
+            lambda chosen, lanes: self._fetch_file(*chosen, begun, lanes),
+            stop=self._client.stop,
+        )
         is_one = len(fetched) == 1
         source = ModelSource(
             kind="oci",
@@ -194,17 +200,21 @@ class _RegistryModel:
             self._store.remember(_note_name(self._artifact.digest), canonical_json(asdict(source)))
         return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
 
-    def _fetch_file(self, file: str, layer: Descriptor, begun: Mapping[Digest, Path]) -> "_File":
+    def _fetch_file(
+        self, file: str, layer: Descriptor, begun: Mapping[Digest, Path], lanes: ThreadPoolExecutor
+    ) -> "_File":
         name = _file_name(file)
         if not layer.media_type.endswith(_PACKED):
-            path = self._fetch_blob(layer, name, begun.get(layer.digest))
+            path = self._fetch_blob(layer, name, begun.get(layer.digest), lanes)
             return _File(path=path, name=name, sha256=layer.digest.hex)
-        packed = self._fetch_blob(layer, f"{name}.tar", None)
+        packed = self._fetch_blob(layer, f"{name}.tar", None, lanes)
         place = f"oci://{self._named}"
         path = unpack(packed, layer.digest, name, place=place, store=self._store, progress=self._progress)
         return _File(path=path, name=name, sha256="")
 
-    def _fetch_blob(self, layer: Descriptor, name: str, begun: Path | None) -> Path:
+    def _fetch_blob(
+        self, layer: Descriptor, name: str, begun: Path | None, lanes: ThreadPoolExecutor
+    ) -> Path:
         client = self._client
 
         def fetch(arrival: Arrival, task: Task) -> None:
@@ -212,7 +222,7 @@ class _RegistryModel:
             if arrival.size_bytes > layer.size_bytes:
                 arrival.restart()
             for chunk in client.stream_blob(
-                layer.digest, size_bytes=layer.size_bytes, offset_bytes=arrival.size_bytes
+                layer.digest, size_bytes=layer.size_bytes, offset_bytes=arrival.size_bytes, lanes=lanes
             ):
                 arrival.write(chunk)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 
 from edgebuild.artifacts.download import download
+from edgebuild.artifacts.side_by_side import fetch_side_by_side
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import RETRYABLE_STATUSES, GaveUpError, Patience, Tries, TryAgainError
 from edgebuild.errors import ModelError, ToolError
@@ -30,9 +31,6 @@ from edgebuild.network import Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
 from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress
-
-# A large file takes several connections of its own.
-_AT_ONCE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,21 +154,12 @@ class _Desk:
             ToolError: One cannot be had, or is not what the hub says it is.
             StoreError: The disk is full.
         """
-        with closing(Stop()) as stop, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="hub") as pool:
-            futures = {file.path: pool.submit(self._fetch, file, stop) for file in files}
-            try:
-                wait(futures.values(), return_when=FIRST_EXCEPTION)
-                # The fault that came first, not that of a download which it stopped.
-                for future in futures.values():
-                    if future.done():
-                        future.result()
-                return {name: future.result() for name, future in futures.items()}
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        wanted = tuple(files)
+        with closing(Stop()) as stop:
+            here = fetch_side_by_side(wanted, lambda file, lanes: self._fetch(file, stop, lanes), stop=stop)
+        return {file.path: one for file, one in zip(wanted, here, strict=True)}
 
-    def _fetch(self, file: HubFile, stop: Stop) -> _Here:
+    def _fetch(self, file: HubFile, stop: Stop, lanes: ThreadPoolExecutor) -> _Here:
         if not file.sha256:
             return self._fetch_blob(file, stop)
         path = download(
@@ -180,6 +169,7 @@ class _Desk:
             progress=self._progress,
             patience=self._patience,
             stop=stop,
+            lanes=lanes,
         )
         return _Here(path=path, digest=Digest(file.sha256))
 

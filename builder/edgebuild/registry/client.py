@@ -4,22 +4,22 @@ import hashlib
 import json
 import re
 from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx2
-
 from edgebuild.errors import RegistryError
-from edgebuild.network import FURTHER_BYTES
+from edgebuild.network import Stop
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import fallback_tag
 from edgebuild.progress import Progress
-from edgebuild.registry.faults import RefusedError, TransientError, lie
+from edgebuild.registry.blobs import BlobReading
+from edgebuild.registry.faults import RefusedError, lie
 from edgebuild.registry.patience import Limits
-from edgebuild.registry.transport import MANIFEST_BYTES, Answer, Request, Transport
+from edgebuild.registry.transport import MANIFEST_BYTES, Answer, Transport
 
 ACCEPTED = (media.INDEX, media.MANIFEST, media.DOCKER_INDEX, media.DOCKER_MANIFEST)
 _MAX_PAGES = 64
@@ -163,6 +163,7 @@ class RegistryClient:
         size_bytes: int | None = None,
         offset_bytes: int = 0,
         upto_bytes: int | None = None,
+        lanes: ThreadPoolExecutor | None = None,
     ) -> Generator[bytes]:
         """Yield a blob as it comes, from a place on; whoever reads compares its digest.
 
@@ -173,35 +174,24 @@ class RegistryClient:
             size_bytes: Its size when known; more bytes are an error at once.
             offset_bytes: First byte wanted.
             upto_bytes: Byte before which it ends, where that is not the blob's end.
+            lanes: Fetch the pieces of a large blob whose size is known, several at once; None for one connection.
 
         Raises:
             RegistryError: It is not there, or the registry failed.
         """
-        patience = self._transport.patience()
-        at = reached = offset_bytes
-        call = self._transport.call("GET", f"blob {digest}")
-        end = min((limit for limit in (size_bytes, upto_bytes) if limit is not None), default=None)
-        while end is None or at < end:
-            try:
-                with self._transport.open(self._blob_request(digest, at, upto_bytes)) as response:
-                    for chunk in _from(response, at):
-                        at += len(chunk)
-                        if size_bytes is not None and at > size_bytes:
-                            raise lie(call, f"it is {digest}", f"longer than its {size_bytes} bytes")
-                        if upto_bytes is not None and at >= upto_bytes:
-                            # A server without parts goes on, and is left.
-                            yield chunk[: len(chunk) - (at - upto_bytes)]
-                            return
-                        yield chunk
-                        if at >= reached + FURTHER_BYTES:
-                            reached = at
-                            patience.progressed()
-            except TransientError as fault:
-                patience.wait(fault)
-                continue
-            if end is None or at == end:
-                break
-            patience.wait(TransientError(f"{call}: it ended after {at} of {end} bytes"))
+        return BlobReading(
+            self._transport,
+            digest,
+            size_bytes=size_bytes,
+            offset_bytes=offset_bytes,
+            upto_bytes=upto_bytes,
+            lanes=lanes,
+        ).chunks()
+
+    @property
+    def stop(self) -> Stop:
+        """Set, it ends all that is read here, waits included; nothing can be asked afterwards."""
+        return self._transport.closing
 
     def other_blob(self, digest: Digest, found: Digest) -> RegistryError:
         """Make the error for a blob whose bytes have another digest than was asked for."""
@@ -275,17 +265,6 @@ class RegistryClient:
                 raise RegistryError(f"{self.name} has more than {_MAX_TAGS} tags")
         return tuple(tags)
 
-    def _blob_request(self, digest: Digest, offset_bytes: int, upto_bytes: int | None) -> Request:
-        is_part = offset_bytes > 0 or upto_bytes is not None
-        last = "" if upto_bytes is None else upto_bytes - 1
-        return self._transport.request(
-            "GET",
-            self._transport.url(f"blobs/{digest}"),
-            f"blob {digest}",
-            expect=(200, 206) if is_part else (200,),
-            headers={"Range": f"bytes={offset_bytes}-{last}"} if is_part else {},
-        )
-
     def _pages(self, path: str, what: str) -> Iterator[Answer]:
         """Yield the pages of a list (distribution-spec v1.1, "Link" header, RFC 5988)."""
         url = self._transport.url(path)
@@ -317,22 +296,6 @@ def open_client(
         limits=limits or Limits(),
     ) as transport:
         yield RegistryClient(transport)
-
-
-def _from(response: httpx2.Response, offset_bytes: int) -> Iterator[bytes]:
-    """Yield the body from `offset_bytes` of the blob on, whatever part of it the server sends."""
-    skip = offset_bytes
-    if response.status_code == 206:
-        begin = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        skip = offset_bytes - int(begin[1]) if begin else -1
-        if skip < 0:
-            raise TransientError(f"a part of a blob came back from another place than byte {offset_bytes}")
-    for chunk in response.iter_raw():
-        if skip >= len(chunk):
-            skip -= len(chunk)
-            continue
-        yield chunk[skip:]
-        skip = 0
 
 
 def _media_type(answer: Answer) -> str:

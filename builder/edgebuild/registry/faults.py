@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx2
@@ -115,6 +116,22 @@ def outage(call: Call, error: httpx2.HTTPError) -> RegistryError:
     told = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), "")
     begun = "cannot connect" if isinstance(error, httpx2.ConnectError) else "the connection broke"
     return TransientError(f"{call}: {begun}: {_shown(told or str(error))}", hint=_NETWORK_HINT)
+
+
+@contextmanager
+def faults(call: Call) -> Iterator[None]:
+    """Turn what the HTTP client raises inside the context into an error of the registry.
+
+    Raises:
+        RegistryError: It will not pass.
+        TransientError: It may pass at the next try.
+    """
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise outage(call, error) from error
+    except (httpx2.InvalidURL, httpx2.StreamError) as error:
+        raise RegistryError(f"{call}: {error}", hint="the registry's answer is broken") from error
 
 
 def lie(call: Call, told: str, found: str) -> RegistryError:

@@ -8,7 +8,6 @@ Every request takes this way:
 5. An unwelcome answer or a broken connection becomes an error, which `send` retries when that makes sense.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +19,11 @@ from typing import Self
 import httpx2
 
 from edgebuild.errors import RegistryError
-from edgebuild.network import RoutingTransport, is_loopback_host, tls_context
+from edgebuild.network import RoutingTransport, Stop, is_loopback_host, tls_context
 from edgebuild.progress import Progress
 from edgebuild.registry.auth import Authorizer, parse_challenges
 from edgebuild.registry.credentials import find_credential
-from edgebuild.registry.faults import ERROR_BODY_BYTES, Call, TransientError, outage, refusal
+from edgebuild.registry.faults import ERROR_BODY_BYTES, Call, TransientError, faults, refusal
 from edgebuild.registry.patience import Limits, Patience
 
 MANIFEST_BYTES = 4 << 20
@@ -127,22 +126,16 @@ class Transport:
         self.registry = registry
         self.repository = repository
         self.limits = limits
-        self.closing = threading.Event()
+        self.closing = Stop()
         self._progress = progress
         host = httpx2.URL(f"//{registry}").host
         self.base = (
             f"{'http' if is_loopback_host(host) else 'https'}://{_API_HOSTS.get(registry, registry)}/v2/"
         )
         self._origin = _origin(httpx2.URL(self.base))
-        self._client = httpx2.Client(
-            transport=RoutingTransport(
-                environment, tls_context(environment, authorities=_own_authorities(registry))
-            ),
-            timeout=httpx2.Timeout(limits.idle_s, connect=limits.connect_s, pool=None),
-            headers={"User-Agent": "edgebuild", "Accept-Encoding": "identity"},
-            follow_redirects=False,
-            trust_env=False,
-        )
+        self._environment = environment
+        self._context = tls_context(environment, authorities=_own_authorities(registry))
+        self._client = self.connect(self.closing)
         scopes = [f"repository:{repository}:{actions}"]
         if mount_from:
             scopes.append(f"repository:{mount_from}:pull")
@@ -165,6 +158,23 @@ class Transport:
         """End all connections and waits."""
         self.closing.set()
         self._client.close()
+        self.closing.close()
+
+    def connect(self, stop: Stop) -> httpx2.Client:
+        """Make a pool of connections that end when `stop` is set; it follows nothing and adds no authorization."""
+        return httpx2.Client(
+            transport=RoutingTransport(self._environment, self._context),
+            timeout=httpx2.Timeout(self.limits.idle_s, connect=self.limits.connect_s, pool=None),
+            headers={"User-Agent": "edgebuild", "Accept-Encoding": "identity"},
+            follow_redirects=False,
+            trust_env=False,
+            event_hooks={"request": [stop.watch]},
+        )
+
+    def authorization(self, url: httpx2.URL) -> dict[str, str]:
+        """Give the header that an address may see: none of another host (2.)."""
+        header = self._authorizer.header() if _origin(url) == self._origin else ""
+        return {"Authorization": header} if header else {}
 
     def call(self, method: str, what: str) -> Call:
         """Name a request for messages."""
@@ -231,16 +241,12 @@ class Transport:
         Raises:
             RegistryError: Likewise; also for failures while the body is read inside the context.
         """
-        try:
+        with faults(request.call):
             response = self._exchange(request)
             try:
                 yield response
             finally:
                 response.close()
-        except httpx2.HTTPError as error:
-            raise outage(request.call, error) from error
-        except (httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise RegistryError(f"{request.call}: {error}", hint="the registry's answer is broken") from error
 
     def _exchange(self, request: Request) -> httpx2.Response:
         url, hops, challenged = httpx2.URL(request.url), 0, 0

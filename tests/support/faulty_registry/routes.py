@@ -41,26 +41,30 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Response:
-    """An answer; its body begins at `offset`."""
+    """An answer; its body begins at `offset`, and ends before `end` where that is not 0."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | Path = b""
     offset: int = 0
+    end: int = 0
 
     @property
     def size_bytes(self) -> int:
         """Length of the body."""
-        return (len(self.body) if isinstance(self.body, bytes) else self.body.stat().st_size) - self.offset
+        whole = len(self.body) if isinstance(self.body, bytes) else self.body.stat().st_size
+        return min(self.end or whole, whole) - self.offset
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body in pieces."""
+        left = self.size_bytes
         if isinstance(self.body, bytes):
-            yield self.body[self.offset :]
+            yield self.body[self.offset : self.offset + left]
             return
         with self.body.open("rb") as file:
             file.seek(self.offset)
-            while chunk := file.read(CHUNK_BYTES):
+            while chunk := file.read(min(CHUNK_BYTES, left)):
+                left -= len(chunk)
                 yield chunk
 
 
@@ -73,6 +77,7 @@ class Site:
     has_referrers_api: bool
     takes_chunks: bool
     mounts: bool
+    gives_parts: bool
 
     def answer(self, request: Request) -> Response:
         """Do what a request asks for.
@@ -109,11 +114,12 @@ class Site:
         path = self.store.blob(repository, digest)
         response = Response(headers={"Docker-Content-Digest": digest, "Accept-Ranges": "bytes"}, body=path)
         response.headers["Content-Type"] = "application/octet-stream"
-        resumed = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range", ""))
-        if resumed:
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
+        if part and self.gives_parts:
             total = response.size_bytes
-            response.status, response.offset = 206, int(resumed[1])
-            response.headers["Content-Range"] = f"bytes {resumed[1]}-{total - 1}/{total}"
+            end = min(int(part[2]) + 1, total) if part[2] else total
+            response.status, response.offset, response.end = 206, int(part[1]), end
+            response.headers["Content-Range"] = f"bytes {part[1]}-{end - 1}/{total}"
         return response
 
     def _start_upload(self, request: Request, repository: str) -> Response:

@@ -66,6 +66,7 @@ class FaultyRegistry:
         has_referrers_api: Answer the referrers API, and `OCI-Subject` to a manifest with a subject.
         takes_chunks: Take PATCH; otherwise it answers 405 and blobs come by one POST and PUT alone.
         mounts: Mount blobs of other repositories; otherwise such a POST opens an upload.
+        gives_parts: Heed Range; otherwise all of a blob comes always.
 
     Attributes:
         store: Its content, to fill and to look at.
@@ -79,6 +80,7 @@ class FaultyRegistry:
         has_referrers_api: bool = False,
         takes_chunks: bool = True,
         mounts: bool = True,
+        gives_parts: bool = True,
     ) -> None:
         self.store = Store(folder)
         self.site = Site(
@@ -87,6 +89,7 @@ class FaultyRegistry:
             has_referrers_api=has_referrers_api,
             takes_chunks=takes_chunks,
             mounts=mounts,
+            gives_parts=gives_parts,
         )
         self.stopping = threading.Event()
         self.errors: list[Exception] = []

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from edgebuild.artifacts.download import PIECES_FROM_BYTES, Wanted, download
-from edgebuild.artifacts.pieces import PIECE_BYTES, Spread, fetch_pieces
+from edgebuild.artifacts.download import Wanted, download
 from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import ToolError
-from edgebuild.network import Stop
+from edgebuild.network import Stop, make_client
 from edgebuild.oci.digest import Digest
+from edgebuild.pieces import PIECE_BYTES, PIECES_FROM_BYTES, Spread, fetch_pieces, make_lanes
 from tests.support.file_server import FileServer, Page, file_server
 from tests.unit.artifacts.telling import Told
 
@@ -295,8 +295,14 @@ def test_stop_ends_connections_that_wait(server: FileServer, store: Store, told:
 def test_pieces_that_nobody_wants_any_more_are_ended_at_once(server: FileServer) -> None:
     """As when the disk is full: connections that wait for bytes must not hold the end up."""
     server.pages["/f.whl"] = Page(LARGE, silent_from=PIECE_BYTES)
-    spread = Spread(url=f"{server.url}/f.whl", headers={}, begin=0, end=len(LARGE), idle_s=60)
-    with closing(Stop()) as stop, closing(fetch_pieces(spread, environment={}, stop=stop)) as pieces:
+    spread = Spread(
+        url=f"{server.url}/f.whl", headers=dict, begin=0, end=len(LARGE),
+        connect=lambda stop: make_client({}, stop=stop, idle_s=60),
+    )  # fmt: skip
+    with (
+        closing(Stop()) as stop, make_lanes() as lanes,
+        closing(fetch_pieces(spread, lanes=lanes, stop=stop)) as pieces,
+    ):  # fmt: skip
         assert LARGE.startswith(next(pieces))
         begin = time.monotonic()
         while len(server.asked) < 3 and time.monotonic() < begin + 10:

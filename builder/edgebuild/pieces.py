@@ -2,20 +2,24 @@
 
 Servers and paths often limit each connection, not the client. Pieces come out in order, so that they can be hashed and
 appended as they come and a broken download leaves a beginning of the file, never one with holes.
+
+Files that are fetched side by side share lanes: a pool of threads, each of which fetches one piece at a time.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import httpx2
 
-from edgebuild.network import Stop, make_client
+from edgebuild.network import Stop
 
 CONNECTIONS = 4
 PIECE_BYTES = 8 << 20
-# Pieces under way or waiting for their turn: all that is ever held in memory.
+# Smaller files come by one connection.
+PIECES_FROM_BYTES = 64 << 20
+# Pieces of a file under way or waiting for their turn: all of it that is ever held in memory.
 _AHEAD = CONNECTIONS + 1
 
 
@@ -37,17 +41,17 @@ class Spread:
 
     Attributes:
         url: Where the file lies, after all redirects.
-        headers: Sent with every request.
+        headers: Gives what is sent with a request.
         begin: First byte wanted.
         end: The file's length in bytes.
-        idle_s: Seconds without a byte after which a connection counts as dead.
+        connect: Makes the client, whose connections end when the stop is set.
     """
 
     url: str
-    headers: Mapping[str, str]
+    headers: Callable[[], Mapping[str, str]]
     begin: int
     end: int
-    idle_s: float
+    connect: Callable[[Stop], httpx2.Client]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +62,32 @@ class _Piece:
     fault: Exception | None
 
 
-def fetch_pieces(spread: Spread, *, environment: Mapping[str, str], stop: Stop) -> Generator[bytes]:
+def make_lanes() -> ThreadPoolExecutor:
+    """Make the lanes of one file, or of several; closing them waits for what is under way."""
+    return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="piece")
+
+
+def fetch_pieces(spread: Spread, *, lanes: ThreadPoolExecutor, stop: Stop) -> Generator[bytes]:
     """Yield the bytes in order; what came of a piece before it broke is handed out before the fault.
 
-    Closing it ends all connections at once.
+    Closing it ends all of its connections at once.
+
+    Args:
+        spread: What is fetched.
+        lanes: Fetch the pieces.
+        stop: Ends the connections too.
 
     Raises:
         httpx2.TransportError: A connection broke, or was ended by `stop`.
         PieceError: The server answered with something else than the piece.
     """
-    with (
-        stop.child() as own,
-        make_client(environment, stop=own, idle_s=spread.idle_s) as client,
-        ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="piece") as pool,
-    ):
+    with stop.child() as own, spread.connect(own) as client:
         begins = iter(range(spread.begin, spread.end, PIECE_BYTES))
         ahead: deque[Future[_Piece]] = deque()
 
         def refill() -> None:
             while len(ahead) < _AHEAD and (begin := next(begins, None)) is not None:
-                ahead.append(pool.submit(_fetch, spread, begin, client=client))
+                ahead.append(lanes.submit(_fetch, spread, begin, client=client))
 
         try:
             refill()
@@ -91,7 +101,7 @@ def fetch_pieces(spread: Spread, *, environment: Mapping[str, str], stop: Stop) 
             # Whoever waits for bytes that nobody wants any more is woken.
             if ahead:
                 own.set()
-                pool.shutdown(wait=True, cancel_futures=True)
+                wait([future for future in ahead if not future.cancel()])
 
 
 def _fetch(spread: Spread, begin: int, *, client: httpx2.Client) -> _Piece:
@@ -106,7 +116,7 @@ def _fetch(spread: Spread, begin: int, *, client: httpx2.Client) -> _Piece:
 
 def _stream(spread: Spread, begin: int, *, client: httpx2.Client) -> Iterator[bytes]:
     end = min(begin + PIECE_BYTES, spread.end)
-    headers = {**spread.headers, "Range": f"bytes={begin}-{end - 1}"}
+    headers = {**spread.headers(), "Range": f"bytes={begin}-{end - 1}"}
     with client.stream("GET", spread.url, headers=headers) as response:
         if response.status_code != 206 or not starts_at(response, begin):
             raise PieceError(response.status_code)

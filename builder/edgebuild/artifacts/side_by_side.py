@@ -1,0 +1,41 @@
+"""Several files at once: a few side by side, large ones in pieces over lanes that all of them share."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from edgebuild.network import Stop
+from edgebuild.pieces import make_lanes
+
+_AT_ONCE = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def fetch_side_by_side(
+    items: Iterable[Item], fetch: Callable[[Item, ThreadPoolExecutor], Result], *, stop: Stop
+) -> tuple[Result, ...]:
+    """Fetch a few at a time and return what came of each, in their order; the first fault ends the others.
+
+    Args:
+        items: What is fetched.
+        fetch: Fetches one, in a thread of its own, and large files over the lanes; ends soon after `stop` is set.
+        stop: Set when one fails, or this thread is interrupted.
+
+    Raises:
+        EdgebuildError: What the first one to fail raised.
+    """
+    with make_lanes() as lanes, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
+        futures = [pool.submit(fetch, item, lanes) for item in items]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            # The fault that came first, not that of a download which it stopped.
+            for future in futures:
+                if future.done():
+                    future.result()
+            return tuple(future.result() for future in futures)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
