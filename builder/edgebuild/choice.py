@@ -64,12 +64,14 @@ class Candidate:
         choice: The way.
         fit: What it takes.
         loss: What it costs in quality; 0 is the model as it was given, with all of the context.
+        weights_loss: What of that the type of the weights costs.
         is_asked_for: Whether profile and options allow it; others are only shown.
     """
 
     choice: Choice
     fit: Fit
     loss: float
+    weights_loss: float
     is_asked_for: bool
 
 
@@ -88,6 +90,11 @@ class Selection:
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None
     is_auto: bool
+
+    def better_weights(self, quantization: str) -> tuple[Candidate, ...]:
+        """List what fits and has weights that lose less than those of a type, the least loss first."""
+        limit = min(one.weights_loss for one in self.candidates if one.choice.quantization == quantization)
+        return tuple(one for one in self.candidates if one.weights_loss < limit and not one.fit.refusal)
 
     @property
     def shown(self) -> Candidate:
@@ -286,6 +293,7 @@ def _candidate(
         choice=choice,
         fit=fit,
         loss=loss + KV_LOSS[choice.kv_type] + CONTEXT_LOSS * halvings,
+        weights_loss=loss,
         is_asked_for=is_asked_for,
     )
 

@@ -18,8 +18,7 @@ from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile
 from edgebuild.model_spec import ModelSpec
 from edgebuild.profile import DeviceProfile
-from edgebuild.quality import GateError, Quality, find_failures, quality_lines
-from edgebuild.quantization import AUTO_QUANTIZATIONS, quality_loss
+from edgebuild.quality import Judgement, Quality, find_failures, quality_lines
 from edgebuild.request import Context, EvaluationRequest, ImageRequest, ImportanceRequest
 
 
@@ -86,7 +85,7 @@ def judge_model(
     given: ModelFile,
     engine: NativeEngine,
     context: Context,
-) -> Quality | None:
+) -> Judgement | None:
     """Measure the model of one image and hold it against the gates.
 
     Args:
@@ -98,10 +97,9 @@ def judge_model(
         context: This machine, the store and progress.
 
     Returns:
-        What was measured; None when nobody asked.
+        What came of it; None when nobody asked.
 
     Raises:
-        GateError: It is past a gate.
         ModelError: It cannot be measured.
         ToolError: Measuring failed.
     """
@@ -120,15 +118,11 @@ def judge_model(
     if model.files != given.files:
         _warn_of_flattery(given, measures, request.importance, context)
     quality = make_evaluator(engine, context).measure(model, original, measures)
-    if failures := find_failures(quality, gates):
-        raise GateError(
-            f"{model.spec.name} as {quality.quantization} is past the gates of {profile.name}: {'; '.join(failures)}",
-            hint=_way_out(given, quality.quantization),
-            quality=quality,
-        )
-    for line in quality_lines(quality):
+    failures = find_failures(quality, gates)
+    # What is past a gate is shown as a table, with the others that were tried.
+    for line in () if failures else quality_lines(quality):
         context.progress.note(f"{model.spec.name} as {quality.quantization}: {line}")
-    return quality
+    return Judgement(quality=quality, failures=failures)
 
 
 def choose_measures(model: ModelFile, wanted: EvaluationRequest) -> Measures:
@@ -231,11 +225,3 @@ def _warn_of_flattery(
 
 def _gates(request: ImageRequest, profile: DeviceProfile) -> QualityGates:
     return stricter(profile.gates, request.evaluation.gates)
-
-
-def _way_out(original: ModelFile, quantization: str) -> str:
-    """Name the next better type."""
-    better = [name for name in AUTO_QUANTIZATIONS if quality_loss(name) < quality_loss(quantization)]
-    if not original.spec.is_unquantized or not better:
-        return "take a better model, or loosen the gates"
-    return f"take the next better type, --quantization {better[-1]}, or loosen the gates"

@@ -52,7 +52,8 @@ from edgebuild.preparing import (
     prepare_model,
     verify_licence,
 )
-from edgebuild.quality import Quality
+from edgebuild.profile import DeviceProfile
+from edgebuild.quality import Judgement, Quality
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, ImportanceRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
 from edgebuild.smoke import SmokeResult, smoke_test
@@ -86,21 +87,21 @@ def build_images(request: ImageRequest, context: Context) -> BuildResult:
         # (3, 4) Quantise each type once, hold it against the gates, then plan with the true sizes.
         with watch.step("quantize"):
             matrix = obtain_matrix(request, given, choices, engine=engine, context=context)
-            prepared = prepare(
-                request,
-                choices,
-                make=lambda target: prepare_model(
-                    request, given, target, matrix=matrix, engine=engine, context=context
-                ),
-                context=context,
-            )
+
+        def make(target: str) -> ModelFile:
+            with watch.step("quantize"):
+                return prepare_model(request, given, target, matrix=matrix, engine=engine, context=context)
+
+        def judge(profile: DeviceProfile, model: ModelFile) -> Judgement | None:
+            with watch.step("measure"):
+                return judge_model(request, profile, model, given=given, engine=engine, context=context)
+
+        prepared = prepare(request, choices, make=make, judge=judge, context=context)
         plans: list[BuildPlan] = []
         for profile in request.profiles:
-            model, choice = prepared[profile.name].model, prepared[profile.name].choice
-            with watch.step("measure"):
-                quality = judge_model(request, profile, model, given=given, engine=engine, context=context)
-            origin = model_origin(given, choice.quantization, quality, matrix)
-            plans.append(make_plan(profile, model.spec, origin, epoch_s=epoch_s, choice=choice))
+            one = prepared[profile.name]
+            origin = model_origin(given, one.choice.quantization, one.quality, matrix)
+            plans.append(make_plan(profile, one.model.spec, origin, epoch_s=epoch_s, choice=one.choice))
         plans.sort(key=lambda plan: plan.demand)
         for text in dict.fromkeys(note for plan in plans for note in notes(plan)):
             context.progress.note(text)

@@ -1,10 +1,10 @@
 """From the model that the user named to the one that an image holds: what may go in, which type fits, and making it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgebuild.choice import Choice, Version, name_choice, verify_selection
+from edgebuild.choice import Candidate, Choice, Version, name_choice, verify_selection
 from edgebuild.engine.native import NativeEngine
 from edgebuild.errors import PlanError
 from edgebuild.fit import format_bytes
@@ -13,12 +13,13 @@ from edgebuild.judging import is_measured, make_matrix
 from edgebuild.model.importance import ImportanceMatrix
 from edgebuild.model.quantize import quantize
 from edgebuild.model.source import ModelFile
+from edgebuild.model_spec import ModelSpec
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.tar import ModelTar, model_tar
 from edgebuild.plan import MatrixRecord, ModelOrigin
 from edgebuild.profile import DeviceProfile
-from edgebuild.quality import Quality
+from edgebuild.quality import GateError, Judgement, Quality
 from edgebuild.request import Context, ImageRequest
 
 
@@ -29,10 +30,12 @@ class Prepared:
     Attributes:
         model: The model as it is in the image.
         choice: Its type, that of the cache, and the context.
+        quality: What was measured; None when nobody asked.
     """
 
     model: ModelFile
     choice: Choice
+    quality: Quality | None
 
 
 def verify_licence(request: ImageRequest) -> None:
@@ -71,38 +74,62 @@ def prepare(
     choices: Mapping[str, Choice],
     *,
     make: Callable[[str], ModelFile],
+    judge: Callable[[DeviceProfile, ModelFile], Judgement | None],
     context: Context,
 ) -> Mapping[str, Prepared]:
-    """Make the models that the images hold, and choose again where one came out larger than computed.
+    """Make the models that the images hold, and choose again where one came out larger than computed, or is past a gate.
+
+    What was chosen first is the best on the whole. Past a gate, which measures the weights, candidates with better ones
+    are left: those with a smaller cache or a shorter context, where the profile allows them.
 
     Args:
         request: The request.
         choices: What was chosen from computed sizes, by name of the profile.
         make: Gives the model in a type; each is asked for once.
+        judge: Measures a model for a device and holds it against the gates.
         context: Told where another choice had to be made.
 
     Returns:
-        Models and choices by name of the profile; each fits with its true size.
+        Models and choices by name of the profile; each fits with its true size and keeps within the gates.
 
     Raises:
         PlanError: With the true sizes nothing fits.
-        EdgebuildError: As `make` does.
+        GateError: What fits is past a gate.
+        EdgebuildError: As `make` and `judge` do.
     """
     versions = dict(request.versions())
     made: dict[str, ModelFile] = {}
     found: dict[str, Prepared] = {}
     for profile in request.profiles:
-        choice, before = choices[profile.name], None
-        # Each round makes one more type or changes nothing, so it ends.
-        while choice != before:
-            before = choice
-            if choice.quantization not in made:
-                made[choice.quantization] = make(choice.quantization)
-                versions[choice.quantization] = Version(
-                    spec=made[choice.quantization].spec, is_estimate=False
-                )
-            choice = _choose_again(request, profile, versions, before=before, context=context)
-        found[profile.name] = Prepared(model=made[choice.quantization], choice=choice)
+        choice, failed = choices[profile.name], list[Judgement]()
+        while True:
+            before = None
+            # Each round makes one more type or changes nothing, so it ends.
+            while choice != before:
+                before = choice
+                if choice.quantization not in made:
+                    made[choice.quantization] = make(choice.quantization)
+                    versions[choice.quantization] = Version(
+                        spec=made[choice.quantization].spec, is_estimate=False
+                    )
+                choice = _choose_again(request, profile, versions, failed)
+                if choice != before:
+                    size = format_bytes(versions[before.quantization].spec.file_bytes)
+                    context.progress.note(
+                        f"{profile.name}: {before.quantization} came out at {size}; so {name_choice(choice)}, not {name_choice(before)}"
+                    )
+            judged = judge(profile, made[choice.quantization])
+            if judged is None or not judged.failures:
+                break
+            # Weights get better with each round, so this ends too.
+            failed.append(judged)
+            choice = _choose_again(request, profile, versions, failed)
+            context.progress.note(
+                f"{profile.name}: {judged.quality.quantization} is past the gates ({'; '.join(judged.failures)}); so {name_choice(choice)}"
+            )
+        found[profile.name] = Prepared(
+            model=made[choice.quantization], choice=choice, quality=judged.quality if judged else None
+        )
     return found
 
 
@@ -110,17 +137,40 @@ def _choose_again(
     request: ImageRequest,
     profile: DeviceProfile,
     versions: Mapping[str, Version],
-    *,
-    before: Choice,
-    context: Context,
+    failed: Sequence[Judgement],
 ) -> Choice:
+    """Take the best that fits and has better weights than all that is past a gate; the last one of those has the best.
+
+    Raises:
+        PlanError: Nothing fits.
+        GateError: What has better weights does not fit, or was not asked for.
+    """
     selection = request.selection(profile, versions)
-    choice = verify_selection(selection, model_name=request.model.spec.name)
-    if choice != before:
-        context.progress.note(
-            f"{profile.name}: {before.quantization} came out at {format_bytes(versions[before.quantization].spec.file_bytes)}; so {name_choice(choice)}, not {name_choice(before)}"
-        )
-    return choice
+    if not failed:
+        return verify_selection(selection, model_name=request.model.spec.name)
+    better = selection.better_weights(failed[-1].quality.quantization)
+    asked = next((one for one in better if one.is_asked_for), None)
+    if asked is None:
+        raise _past_gates(request.model.spec, profile, failed, better)
+    return asked.choice
+
+
+def _past_gates(
+    given: ModelSpec, profile: DeviceProfile, failed: Sequence[Judgement], better: Sequence[Candidate]
+) -> GateError:
+    """Say what is past the gates, and what is left; `better` fits and was not asked for."""
+    last = failed[-1]
+    name = last.quality.quantization
+    message = f"{given.name} as {name} is past the gates of {profile.name}: {'; '.join(last.failures)}"
+    if name == given.quantization:
+        hint = "take a better model, or loosen the gates"
+    elif better:
+        following = max(better, key=lambda one: one.weights_loss).choice.quantization
+        hint = f"take the next better type, --quantization {following}, or loosen the gates"
+    else:
+        message += "; no better type fits"
+        hint = "take a smaller model, a profile that allows less context or a smaller cache (auto) or has more memory, or loosen the gates"
+    return GateError(message, hint=hint, qualities=tuple(one.quality for one in failed))
 
 
 def obtain_matrix(

@@ -125,12 +125,25 @@ class GateError(PlanError):
     """A model that is past a gate.
 
     Attributes:
-        quality: What was measured of it, beside its original where there is one.
+        qualities: What was measured of each type that was tried, beside its original where there is one.
     """
 
-    def __init__(self, message: str, *, hint: str, quality: Quality) -> None:
+    def __init__(self, message: str, *, hint: str, qualities: tuple[Quality, ...]) -> None:
         super().__init__(message, hint=hint)
-        self.quality = quality
+        self.qualities = qualities
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """A model held against gates.
+
+    Attributes:
+        quality: What was measured.
+        failures: What is past a gate, one phrase each.
+    """
+
+    quality: Quality
+    failures: tuple[str, ...]
 
 
 def find_failures(quality: Quality, gates: QualityGates) -> tuple[str, ...]:

@@ -174,6 +174,33 @@ class TestGates:
         assert "KL divergence  99 % below" in done.stderr
         assert not (ours.folder / "build").exists()
 
+    def test_past_a_gate_auto_takes_better_weights_for_less_context(self, ours: Edgebuild) -> None:
+        def write(memory: int, gate: float) -> tuple[str, str]:
+            (ours.folder / "tight.yaml").write_text(
+                f"extends: x86\nschema_version: 1\nname: tight\nmemory: {memory}\nreserve: 0%\ncontext: 1024\n"
+                "quantization: auto\nauto:\n  quantizations: [Q8_0, Q4_K_M]\n  context: {least: 512}\n"
+                f"gates: {{kl_divergence: {gate:.12f}}}\n",
+                "utf-8",
+            )
+            return "--profile", "./tight.yaml"
+
+        (fit,) = ours.json("fit", *write(1 << 30, 1))["fits"]
+        need = {(one["quantization"], one["context_tokens"]): one["need_bytes"] for one in fit["candidates"]}
+        memory = need["Q4_K_M", 1024]
+        assert need["Q8_0", 512] < memory < need["Q8_0", 1024]
+        done = ours.run("image", *write(memory, 0.000_02), "--no-test", "--json")
+        (image,) = json.loads(done.stdout)["images"]
+        assert (image["fit"]["quantization"], image["fit"]["context_tokens"]) == ("Q8_0", 512)
+        assert image["quality"]["quantization"] == "Q8_0"
+        assert "tight: Q4_K_M is past the gates (KL divergence" in done.stderr
+        refused = ours.run(
+            "image", *write(memory, 0.000_000_000_001), "--no-test", "--output", "none", check=False
+        )
+        assert_refused(refused, 4, "as Q8_0 is past the gates of tight", "no better type fits")
+        table = [line.split()[0] for line in refused.stderr.splitlines() if " MB " in line and "%" in line]
+        assert table == ["Q4_K_M", "Q8_0"]
+        assert not (ours.folder / "none").exists()
+
     def test_tasks_that_are_missing_are_told_before_the_work(self, ours: Edgebuild) -> None:
         model = write_tiny_gguf(ours.folder / "eval-tiny.F16.gguf", context_tokens=256)
         (ours.folder / "edgebuild.yaml").write_text(

@@ -201,7 +201,7 @@ def _build(request: ImageRequest, store: Store, session: Session) -> BuildResult
         return build_images(request, Context(host=session.host, store=store, progress=session.progress))
     except GateError as error:
         if not session.quiet:
-            click.echo(render_qualities((error.quality,)), err=True)
+            click.echo(render_qualities(error.qualities), err=True)
         raise
 
 
