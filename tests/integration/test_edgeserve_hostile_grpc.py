@@ -21,6 +21,7 @@ _SETTINGS = {
     "server.limits.header_s": 1,
     "server.limits.body_s": 2,
     "server.limits.connections": 300,
+    "server.limits.connections_per_address": 200,
 }
 _LATE_S = 10.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -64,9 +65,9 @@ def _is_well(server: ServerProcess) -> bool:
     return text == "Hello wor" and answers(server)
 
 
-def _connect(server: ServerProcess) -> socket.socket:
+def _connect(server: ServerProcess, *, address: str = "127.0.0.1") -> socket.socket:
     host, _, port = server.grpc_target.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=_LATE_S)
+    return socket.create_connection((host, int(port)), timeout=_LATE_S, source_address=(address, 0))
 
 
 def _frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> bytes:
@@ -201,3 +202,33 @@ def test_more_connections_than_there_may_be(server: ServerProcess) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 900
     # Beside those that there may be, each that is being turned away has a file for a moment.
     assert _flood(server, 1000) < rest + 500
+
+
+def test_one_address_does_not_keep_all_places(server: ServerProcess) -> None:
+    """All places are taken by connections that stay; soon those beyond a share are ended, and others get in."""
+    opening = _PREFACE + _frame(_SETTINGS_FRAME, b"")
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(_connect(server, address="127.0.0.2")) for _ in range(300)]
+        for connection in taken:
+            connection.sendall(opening)
+        # By another address: the official client, as in all tests here.
+        _wait_until_well(server)
+        open_still = [not _is_closed(connection) for connection in taken]
+        assert sum(open_still) == 200
+        # Who was there before stays.
+        assert all(open_still[:200])
+        assert _is_well(server)
+    server.wait_for('warning refused reason="too many gRPC connections from one address" address=127.0.0.2')
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Read what has come; whether the server has ended it."""
+    connection.settimeout(0.01)
+    try:
+        while connection.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True

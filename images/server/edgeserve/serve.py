@@ -23,7 +23,7 @@ from edgeserve.access.watched import AccessError, refresh_forever
 from edgeserve.accounts import Accounts
 from edgeserve.audit.errors import AuditError
 from edgeserve.engine.protocol import Engine
-from edgeserve.heap import bound_heap
+from edgeserve.heap import Sweeper, bound_heap
 from edgeserve.http.app import App
 from edgeserve.http.gate import Gate
 from edgeserve.http.server import EdgeServer, allow_files, listen, make_server
@@ -56,6 +56,7 @@ class Service:
         self._failure_code = exits.ENGINE
         self._signals = 0
         self._prompts: PromptMaker | None = None
+        self._sweeper = Sweeper()
         self._scheduler = Scheduler(
             self._make_engine,
             slots=runtime.engine.slots,
@@ -71,6 +72,7 @@ class Service:
             access=access,
             log=log,
             observers=self._accounts.observers,
+            sweeper=self._sweeper,
             metrics=self._accounts.metrics,
         )
         self._server: EdgeServer = make_server(
@@ -162,6 +164,7 @@ class Service:
             access=self._access,
             log=self._log,
             observers=self._accounts.observers,
+            sweeper=self._sweeper,
         )
         host, port = self._runtime.server.host, self._runtime.server.grpc.port
         try:

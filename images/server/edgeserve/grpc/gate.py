@@ -12,19 +12,17 @@ from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import unquote
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from edgeserve.access.door import Door
-from edgeserve.errors import NO_RETRY, ApiError, invalid
+from edgeserve.errors import ApiError
 from edgeserve.grpc.credentials import certified_by
+from edgeserve.grpc.reading import Context, MessageReader
 from edgeserve.grpc.status import status_code, trailing_metadata
-from edgeserve.heap import Sweeper
 from edgeserve.log import Log, described
 from edgeserve.records import Observer, Record
 
 # Quoted: generic in the stubs only.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 # Calls at once beyond slots and queue: probes, watchers, those that are refused. Watchers stay, so they may not take all.
 _MOST_OTHERS: Final = 32
@@ -52,7 +50,7 @@ class Gate(grpc.aio.ServerInterceptor):
         awaited: str,
         open_to_all: Collection[str],
         door: Door,
-        upload_s: float,
+        messages: MessageReader,
         log: Log,
         observers: Sequence[Observer],
     ) -> None:
@@ -62,15 +60,14 @@ class Gate(grpc.aio.ServerInterceptor):
             awaited: Name of the service whose calls a stop waits for; the others are streams that stay open for good.
             open_to_all: Methods that need neither key nor certificate.
             door: Says who asks.
-            upload_s: How long the message of a call may take to come.
+            messages: Reads the message of a call.
             log: Told of faults of ours.
             observers: Hear of every call.
         """
         self._awaited = f"/{awaited}/"
         self._open_to_all = frozenset(open_to_all)
         self._door = door
-        self._upload_s = upload_s
-        self._sweeper = Sweeper()
+        self._messages = messages
         self._log = log
         self._observers = tuple(observers)
         self._running = self._others = 0
@@ -99,7 +96,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(_messages: object, context: Context) -> Any:
             async with self._call(method, context):
-                return await function(await self._read(parse, context), context)
+                return await function(await self._messages.read(parse, context), context)
 
         return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
@@ -109,7 +106,11 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def answer(messages: Any, context: Context) -> None:
             async with self._call(method, context):
-                request = messages if is_stream else await self._read(handler.request_deserializer, context)
+                request = (
+                    messages
+                    if is_stream
+                    else await self._messages.read(handler.request_deserializer, context)
+                )
                 answers = function(request, context)
                 if not inspect.isasyncgen(answers):
                     await answers
@@ -120,29 +121,6 @@ class Gate(grpc.aio.ServerInterceptor):
 
         parse = handler.request_deserializer if is_stream else None
         return grpc.stream_stream_rpc_method_handler(answer, parse, handler.response_serializer)
-
-    async def _read(self, parse: Callable[[bytes], Any] | None, context: Context) -> Any:
-        """Read the only message of a call, within its time.
-
-        On the wire it is a stream that ends after the first. gRPC itself would wait for it for good, and such calls count
-        among those that may run at once. It would also take what cannot be parsed for a fault of the server.
-
-        Raises:
-            ApiError: It does not come, or is none.
-        """
-        try:
-            async with asyncio.timeout(self._upload_s):
-                data: Any = await context.read()
-        except TimeoutError:
-            message = f"The message did not arrive within {self._upload_s:.0f} s."
-            raise ApiError(408, message, code="body_timeout", headers=NO_RETRY) from None
-        if data is grpc.aio.EOF:
-            raise _no_message()
-        self._sweeper.after(len(data))
-        try:
-            return data if parse is None else parse(data)
-        except DecodeError as error:
-            raise _no_message() from error
 
     def _check_room(self) -> None:
         """Refuse one more health check, watcher or reflection than there may be."""
@@ -216,10 +194,6 @@ async def _refuse(context: Context, error: ApiError) -> NoReturn:
     except TimeoutError:
         # A status waits behind the messages that the client does not read. Without one gRPC resets the stream.
         raise asyncio.CancelledError from None
-
-
-def _no_message() -> ApiError:
-    return invalid("The request is not the message that this method takes.", None, code="invalid_message")
 
 
 async def _no_method(_request: object, _context: Context) -> NoReturn:

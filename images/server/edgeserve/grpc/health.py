@@ -12,7 +12,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer
 
 from edgeserve.errors import ApiError
-from edgeserve.grpc.gate import Context
+from edgeserve.grpc.reading import Context
 
 
 class Health(HealthServicer):

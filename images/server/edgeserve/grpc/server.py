@@ -16,7 +16,10 @@ from edgeserve.grpc import PROBES
 from edgeserve.grpc.credentials import make_credentials
 from edgeserve.grpc.gate import OTHER_CALLS, Gate
 from edgeserve.grpc.health import Health
+from edgeserve.grpc.reading import MessageReader
 from edgeserve.grpc.service import SERVICE, Inference
+from edgeserve.grpc.shares import Shares
+from edgeserve.heap import Sweeper
 from edgeserve.log import Log
 from edgeserve.records import Observer
 from edgeserve.scheduler import Scheduler
@@ -56,8 +59,10 @@ class GrpcServer:
         access: Access,
         log: Log,
         observers: Sequence[Observer],
+        sweeper: Sweeper,
     ) -> None:
         self._settings = runtime.server
+        self._log = log
         self._tls = access.tls
         self._inference = Inference(runtime, scheduler)
         self._health = Health((SERVICE,))
@@ -66,7 +71,7 @@ class GrpcServer:
             awaited=SERVICE,
             open_to_all=PROBES,
             door=access.door,
-            upload_s=min(limits.body_s, limits.request_s),
+            messages=MessageReader(upload_s=min(limits.body_s, limits.request_s), sweeper=sweeper),
             log=log,
             observers=observers,
         )
@@ -88,6 +93,7 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, _HEALTH, reflection.SERVICE_NAME), self._server)
         self._stopping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Listen.
@@ -109,6 +115,8 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"{address} cannot be bound") from error
         await self._server.start()
+        shares = Shares(port=bound, most=self._settings.limits.connections_per_address, log=self._log)
+        self._watching = asyncio.ensure_future(shares.watch())
         return bound
 
     def open(self, generator: Generator) -> None:
@@ -133,6 +141,8 @@ class GrpcServer:
                 await self._gate.wait_idle()
         # What still runs are watchers and open reflection streams.
         await self._server.stop(0)
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def stop(self) -> None:
         """Wait for the end of `drain`, or stop at once without one."""

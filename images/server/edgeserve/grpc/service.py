@@ -14,7 +14,7 @@ from edgeserve.answers import Embedding, End, Fault, Text, ToolCall
 from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import NO_RETRY, ApiError, from_fault, not_serving
 from edgeserve.grpc.edge.v1 import inference_pb2 as pb
-from edgeserve.grpc.gate import Context, Handler, current_record
+from edgeserve.grpc.gate import Handler, current_record
 from edgeserve.grpc.messages import (
     check_model_request,
     end_message,
@@ -22,6 +22,7 @@ from edgeserve.grpc.messages import (
     model_message,
     tokenize_call,
 )
+from edgeserve.grpc.reading import Context
 from edgeserve.scheduler import NotServingError, Scheduler, State
 from edgeserve.settings import Runtime
 

@@ -17,11 +17,11 @@ _BODIES_IN_MEMORY: Final = 8
 class BodyReader:
     """Reads bodies of at most `body_bytes` each, and of at most a few times that together."""
 
-    def __init__(self, *, body_bytes: int, upload_s: float) -> None:
+    def __init__(self, *, body_bytes: int, upload_s: float, sweeper: Sweeper) -> None:
         self._body_bytes = body_bytes
         self._upload_s = upload_s
         self._room = _BODIES_IN_MEMORY * body_bytes
-        self._sweeper = Sweeper()
+        self._sweeper = sweeper
 
     async def read_object(self, exchange: Exchange) -> dict[str, Any]:
         """Read a JSON object.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, cast
 
+from edgeserve.access.refusals import Refusals
 from edgeserve.access.tls import Certificates
 from edgeserve.access.watched import Watched
 from edgeserve.clients import network_of
@@ -18,8 +18,6 @@ from edgeserve.http.connection import EdgeProtocol
 from edgeserve.http.exchange import plain_response
 from edgeserve.log import Log
 from edgeserve.settings import LimitSettings
-
-_LOG_EVERY_S: Final = 10.0
 
 
 class Gate:
@@ -35,11 +33,9 @@ class Gate:
         """
         self._tls = tls
         self._limits = limits
-        self._log = log
+        self._refusals = Refusals(log)
         self._open: dict[asyncio.Transport, str] = {}
         self._by_address: Counter[str] = Counter()
-        self._refused: Counter[str] = Counter()
-        self._told: dict[str, float] = {}
 
     def make_protocol(self, **given: Any) -> asyncio.Protocol:
         """Make the protocol of one connection from what uvicorn gives it."""
@@ -101,7 +97,7 @@ class Gate:
         outer.connection_made(raw)
 
     def _refuse(self, raw: asyncio.Transport, reason: str, address: str) -> None:
-        self._tell(reason, address)
+        self._refusals.tell(reason, address)
         if self._tls is not None:
             # A handshake costs more than everything that could be said after it.
             raw.abort()
@@ -121,15 +117,7 @@ class Gate:
             reason = "handshake too slow"
         else:
             return  # the client left, as port scanners and probes do
-        self._tell(reason, _network(raw.get_extra_info("peername")))
-
-    def _tell(self, reason: str, address: str) -> None:
-        """Log a refusal, but not more than one of a kind every few seconds."""
-        self._refused[reason] += 1
-        now = time.monotonic()
-        if now - self._told.get(reason, -_LOG_EVERY_S) >= _LOG_EVERY_S:
-            self._told[reason] = now
-            self._log.warning("refused", reason=reason, address=address, count=self._refused.pop(reason))
+        self._refusals.tell(reason, _network(raw.get_extra_info("peername")))
 
 
 class _Arrival(asyncio.Protocol):
