@@ -9,10 +9,12 @@ import math
 import time
 from array import array
 from collections import deque
+from dataclasses import replace
 from typing import Any, Final
 
 from edgeserve.engine.batch import Batch, Pace
 from edgeserve.engine.context import LlamaContext
+from edgeserve.engine.failures import Failures
 from edgeserve.engine.library import Library
 from edgeserve.engine.locked_memory import lock_memory
 from edgeserve.engine.model import LlamaModel
@@ -31,7 +33,6 @@ from edgeserve.settings import EngineSettings
 
 _MEAN, _CLS, _LAST = 1, 2, 3  # enum llama_pooling_type, llama.h
 _MOST_TOGETHER: Final = 16
-_FAILURES_IN_A_ROW: Final = 3
 
 
 class EmbeddingContext(LlamaContext):
@@ -82,7 +83,8 @@ class EmbeddingEngine:
         self._slots = settings.slots
         # In the order of their turns.
         self._jobs: dict[str, _Job] = {}
-        self._steps = self._prompt_tokens = self._failures = 0
+        self._steps = self._prompt_tokens = 0
+        self._failures = Failures()
         self._facts = self._make_facts(library, settings)
         if settings.mlock:
             lock_memory()
@@ -94,20 +96,11 @@ class EmbeddingEngine:
         start = next((place for place in places if whole[place : place + len(bare)] == bare), None)
         if start is None:
             raise EngineError(f"{model.file}: its vocabulary does not put the same tokens around every text")
-        return ModelFacts(
-            description=model.description,
-            cpu_variant=library.cpu_variant,
-            context_tokens=self._context.tokens,
-            trained_context_tokens=model.trained_context_tokens,
-            slots=settings.slots,
-            threads=self._context.threads,
-            vocabulary_tokens=model.vocabulary_tokens,
-            chat_template=None,
-            bos_text=model.text_of(model.bos_token),
-            eos_text=model.text_of(model.eos_token),
-            bos_token=model.bos_token,
-            add_bos=model.adds_bos,
-            control_texts=model.control_texts(),
+        facts = model.facts(
+            library, settings, context_tokens=self._context.tokens, threads=self._context.threads
+        )
+        return replace(
+            facts,
             vector_length=model.vector_length,
             text_prefix=whole[:start],
             text_suffix=whole[start + len(bare) :],
@@ -144,7 +137,7 @@ class EmbeddingEngine:
         self._steps += 1
         if code != 0:
             return self._fail(taken, code)
-        self._failures = 0
+        self._failures.in_a_row = 0
         self._pace.record(self._batch.size, time.perf_counter() - started)
         self._prompt_tokens += self._batch.size
         events: list[Event] = []
@@ -183,9 +176,7 @@ class EmbeddingEngine:
         return (vector, self._finish(job, FinishReason.STOP)) if is_last else (vector,)
 
     def _fail(self, taken: list[_Job], code: int) -> tuple[Event, ...]:
-        self._failures += 1
-        if self._failures >= _FAILURES_IN_A_ROW:
-            raise EngineError(f"{self._failures} forward passes failed in a row, the last with code {code}")
+        self._failures.add(code)
         failed = {job.request.id: job for job in taken}
         return tuple(self._finish(job, FinishReason.FAILED) for job in failed.values())
 

@@ -8,11 +8,13 @@ ends; a later prompt that starts alike takes that slot and computes only the res
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from edgeserve.engine.batch import Batch, Pace
 from edgeserve.engine.cache import Cache
 from edgeserve.engine.context import LlamaContext
+from edgeserve.engine.failures import Failures
 from edgeserve.engine.library import Library
 from edgeserve.engine.locked_memory import lock_memory
 from edgeserve.engine.model import LlamaModel
@@ -30,7 +32,6 @@ from edgeserve.engine.protocol import (
 from edgeserve.engine.sampling import DeadEndError, Sampler, SamplerMaker
 from edgeserve.settings import EngineSettings
 
-_FAILURES_IN_A_ROW: Final = 3
 # A copy moves the memory of a whole slot, which takes about as long as computing a few tokens.
 _WORTH_COPYING_TOKENS: Final = 32
 
@@ -107,28 +108,23 @@ class LlamaEngine:
         self._by_request: dict[str, _Slot] = {}
         self._samplers = SamplerMaker(self._api, self._model)
         self._steps = self._prompt_tokens = self._cached_tokens = self._output_tokens = 0
-        self._failures = 0
+        self._failures = Failures()
         self._facts = self._make_facts(settings)
         if settings.mlock:
             lock_memory()
 
     def _make_facts(self, settings: EngineSettings) -> ModelFacts:
         model = self._model
-        return ModelFacts(
-            description=model.description,
-            cpu_variant=self._library.cpu_variant,
+        facts = model.facts(
+            self._library,
+            settings,
             context_tokens=settings.context_tokens,
-            can_shift=self._can_shift,
-            trained_context_tokens=model.trained_context_tokens,
-            slots=settings.slots,
             threads=self._llama_context.threads,
-            vocabulary_tokens=model.vocabulary_tokens,
+        )
+        return replace(
+            facts,
+            can_shift=self._can_shift,
             chat_template=model.chat_template,
-            bos_text=model.text_of(model.bos_token),
-            eos_text=model.text_of(model.eos_token),
-            bos_token=model.bos_token,
-            add_bos=model.adds_bos,
-            control_texts=model.control_texts(),
             end_texts=model.end_texts(),
         )
 
@@ -200,7 +196,7 @@ class LlamaEngine:
         if code != 0:
             return self._fail(tuple(slot for slot, _ in added), code)
         self._pace.record(self._batch.size, time.perf_counter() - started)
-        self._failures = 0
+        self._failures.in_a_row = 0
         for slot, tokens in added:
             if not slot.is_generating:
                 self._prompt_tokens += len(tokens)
@@ -276,9 +272,7 @@ class LlamaEngine:
 
     def _fail(self, slots: tuple[_Slot, ...], code: int) -> tuple[Event, ...]:
         """End the requests of a failed pass; their part of the cache is in an unknown state (llama.h, llama_decode)."""
-        self._failures += 1
-        if self._failures >= _FAILURES_IN_A_ROW:
-            raise EngineError(f"{self._failures} forward passes failed in a row, the last with code {code}")
+        self._failures.add(code)
         events: list[Event] = []
         for slot in slots:
             if slot.request is not None:

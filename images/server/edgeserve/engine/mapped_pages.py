@@ -27,6 +27,8 @@ class MappedPages:
     def __init__(self, api: Any, files: Sequence[str]) -> None:
         self._files = {os.path.realpath(file) for file in files}
         self._ranges: list[tuple[int, int]] = []
+        # Whether there are copies, but no mapping of the file that they were made from was ever found.
+        self.are_missed = False
         self._told = self._own_bytes = 0.0
         self._madvise = ctypes.CDLL(None, use_errno=True).madvise
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -47,8 +49,10 @@ class MappedPages:
             return
         self._own_bytes = own_bytes
         if is_over or not self._ranges:
+            was_found = bool(self._ranges)
             # At its end llama.cpp unmaps what it does not need: something else may lie there now.
             self._ranges = _mapped_ranges(self._files)
+            self.are_missed = not (self._ranges or was_found)
         for start, end in self._ranges:
             self._madvise(start, end - start, mmap.MADV_DONTNEED)
 

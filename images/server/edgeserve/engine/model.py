@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from edgeserve.engine.library import Library
 from edgeserve.engine.mapped_pages import MappedPages
-from edgeserve.engine.protocol import EngineError
+from edgeserve.engine.protocol import EngineError, ModelFacts
+from edgeserve.settings import EngineSettings
 
 _TOKEN_NULL: Final = -1
 _NO: Final = False  # a C bool argument
@@ -22,12 +23,14 @@ class LlamaModel:
         self.file = files[0]
         library.forget_complaints()
         params = self._api.llama_model_default_params()
-        if use_mmap:
-            pages = MappedPages(self._api, files)
+        pages = MappedPages(self._api, files) if use_mmap else None
+        if pages is not None:
             params.progress_callback = pages.callback
         else:
             params.load_mode = self._api.LLAMA_LOAD_MODE_NONE
         self.pointer = self._load(params, files)
+        # Whether the pages of weights that were copied stayed, since nobody knows where they are.
+        self.has_stray_pages = pages is not None and pages.are_missed
         if not self.pointer:
             raise EngineError(f"{files[0]}: the model does not load{library.last_complaint()}")
         self._vocabulary = self._api.llama_model_get_vocab(self.pointer)
@@ -56,6 +59,26 @@ class LlamaModel:
         """The model's own template (GGUF key tokenizer.chat_template)."""
         text = self._api.llama_model_chat_template(self.pointer, None)
         return None if text is None else text.decode("utf-8", "replace")
+
+    def facts(
+        self, library: Library, settings: EngineSettings, *, context_tokens: int, threads: int
+    ) -> ModelFacts:
+        """Gather what the server needs to know, as it is for every kind of engine."""
+        return ModelFacts(
+            description=self.description,
+            cpu_variant=library.cpu_variant,
+            context_tokens=context_tokens,
+            trained_context_tokens=self.trained_context_tokens,
+            slots=settings.slots,
+            threads=threads,
+            vocabulary_tokens=self.vocabulary_tokens,
+            chat_template=None,
+            bos_text=self.text_of(self.bos_token),
+            eos_text=self.text_of(self.eos_token),
+            bos_token=self.bos_token,
+            add_bos=self.adds_bos,
+            control_texts=self.control_texts(),
+        )
 
     @property
     def is_generative(self) -> bool:

@@ -21,6 +21,13 @@ def open_llama(files: tuple[str, ...], settings: EngineSettings, log: Log) -> En
     """
     library = Library(settings.library_dir, log)
     model = LlamaModel(library, files, use_mmap=settings.mmap)
+    if model.has_stray_pages:
+        log.warning(
+            "mapped-pages",
+            file=files[0],
+            problem="the kernel lists no mapping of it",
+            note="weights that were copied into the processor's order stay in memory twice",
+        )
     if model.pooling:
         return EmbeddingEngine(library, model, settings)
     return LlamaEngine(library, model, settings)
