@@ -63,9 +63,11 @@ class Tools:
         callable: What this answer may call.
         must_call: Whether the answer is a call, and no text.
         is_parallel: Whether it may be several.
+        characters: Length of the definitions, written as JSON.
     """
 
     definitions: tuple[Mapping[str, Any], ...]
+    characters: int
     callable: tuple[Function, ...]
     must_call: bool
     is_parallel: bool

@@ -69,7 +69,7 @@ class ChatPrompts:
         self._get_template()
         size = sum(len(message["content"] or "") for message in call.messages)
         if call.tools is not None:
-            size += _json_size(call.tools.definitions)
+            size += call.tools.characters
         return size + sum(_json_size(message.get("tool_calls", ())) for message in call.messages)
 
     def _get_template(self) -> ChatTemplate:

@@ -15,7 +15,10 @@ from edgeserve.answers import End, Output, Text, ToolCall
 from edgeserve.calls import Function, Tools
 from edgeserve.engine.protocol import FinishReason
 from edgeserve.engine.template import ChatTemplate, RenderError
+from edgeserve.errors import ApiError
 from edgeserve.grammar.keywords import SchemaError
+from edgeserve.http.fields import Fields
+from edgeserve.http.tools import TOOL_FIELDS, parse_tools
 from edgeserve.tools.form import CallForm, find_form
 from edgeserve.tools.grammar import call_grammar
 from edgeserve.tools.reading import CallReader, read_calls
@@ -53,7 +56,9 @@ def _tools(*, must_call: bool = False, is_parallel: bool = True, is_strict: bool
             {"weather": _CITY, "weather-map": _PLACE, "go": _CITY}.items()
         )
     )
-    return Tools(definitions=(), callable=functions, must_call=must_call, is_parallel=is_parallel)
+    return Tools(
+        definitions=(), characters=0, callable=functions, must_call=must_call, is_parallel=is_parallel
+    )
 
 
 def _get(source: str) -> CallForm:
@@ -279,7 +284,7 @@ def test_the_reason_of_the_end(answer: str, reason: FinishReason, expected: Fini
 def test_schemas_that_no_grammar_follows(schema: dict[str, Any]) -> None:
     def tools(*, is_strict: bool) -> Tools:
         function = Function(name="f", parameters=schema, is_strict=is_strict, field="here")
-        return Tools(definitions=(), callable=(function,), must_call=True, is_parallel=True)
+        return Tools(definitions=(), characters=0, callable=(function,), must_call=True, is_parallel=True)
 
     with pytest.raises(SchemaError) as caught:
         call_grammar(tools(is_strict=True), _get(HERMES))
@@ -320,3 +325,24 @@ def test_indentation_cannot_blow_up_a_prompt() -> None:
     tools = ({"type": "function", "function": {"name": "f", "parameters": schema}},)
     with pytest.raises(RenderError, match="longer than"):
         template.render(({"role": "user", "content": "hi"},), longest=200_000, tools=tools)
+
+
+def _parse(parameters: object) -> Tools | None:
+    function = {"name": "weather", "description": "sagt das Wetter, später", "parameters": parameters}
+    return parse_tools(Fields({"tools": [{"type": "function", "function": function}]}, TOOL_FIELDS))
+
+
+def test_definitions_are_as_long_as_a_template_writes_them() -> None:
+    tools = _parse(_CITY)
+    assert tools is not None
+    assert tools.characters == len(json.dumps(tools.definitions[0], ensure_ascii=False))
+
+
+def test_definitions_that_are_no_text() -> None:
+    nested: dict[str, Any] = {"type": "object"}
+    for _ in range(100_000):
+        nested = {"type": "object", "properties": {"a": nested}}
+    for parameters in ({"type": "object", "title": "\ud800"}, nested):
+        with pytest.raises(ApiError) as caught:
+            _parse(parameters)
+        assert caught.value.param == "tools[0].function.parameters"

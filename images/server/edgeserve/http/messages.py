@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from edgeserve.http.fields import Fields, Kinds, is_unicode, make_neutral, take_name
 from edgeserve.http.strict_json import load_json
-from edgeserve.http.tools import is_json_text
+from edgeserve.http.tools import json_text
 
 ROLES: Final = {
     "system": "system",
@@ -124,7 +124,7 @@ def _parse_arguments(function: Fields, text: str | None) -> Mapping[str, Any]:
         arguments = load_json(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict) or not is_json_text(arguments):
+    if not isinstance(arguments, dict) or json_text(arguments) is None:
         raise function.fault("arguments", "must be a JSON object, written as a text", code="invalid_value")
     return arguments
 

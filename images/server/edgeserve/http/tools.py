@@ -38,7 +38,7 @@ def parse_tools(fields: Fields) -> Tools | None:
     if len(given) > MOST_TOOLS:
         raise fields.fault("tools", f"must hold at most {MOST_TOOLS} tools", code="out_of_range")
     tools = tuple(_parse_tool(fields, item, f"tools[{number}]") for number, item in enumerate(given))
-    functions = tuple(function for function, _ in tools)
+    functions = tuple(function for function, _, _ in tools)
     if len({function.name for function in functions}) < len(functions):
         raise fields.fault("tools", "names a function twice", code="invalid_value")
     if not tools:
@@ -54,7 +54,8 @@ def parse_tools(fields: Fields) -> Tools | None:
         return None
     is_named = isinstance(choice, dict)
     return Tools(
-        definitions=tuple(definition for _, definition in tools),
+        definitions=tuple(definition for _, definition, _ in tools),
+        characters=sum(characters for _, _, characters in tools),
         callable=chosen,
         must_call=is_named or choice == "required",
         is_parallel=is_parallel is not False and not is_named,
@@ -87,8 +88,8 @@ def _parse_choice(fields: Fields, choice: object, functions: Sequence[Function])
     return chosen
 
 
-def _parse_tool(fields: Fields, item: object, path: str) -> tuple[Function, Mapping[str, Any]]:
-    """Return the function, and its definition as it is shown to the model."""
+def _parse_tool(fields: Fields, item: object, path: str) -> tuple[Function, Mapping[str, Any], int]:
+    """Return the function, its definition as it is shown to the model, and the length of that as JSON."""
     if not isinstance(item, dict):
         raise fields.fault(path, "must be an object", code="invalid_type")
     tool = Fields(item, TOOL, path)
@@ -110,7 +111,11 @@ def _parse_tool(fields: Fields, item: object, path: str) -> tuple[Function, Mapp
     parsed = Function(
         name=name, parameters=parameters, is_strict=is_strict, field=function.name("parameters")
     )
-    return parsed, {"type": "function", "function": shown}
+    definition = {"type": "function", "function": shown}
+    text = json_text(definition)
+    if text is None:
+        raise function.fault("parameters", "cannot be written as text", code="invalid_text")
+    return parsed, definition, len(text)
 
 
 def _parse_parameters(function: Fields) -> Mapping[str, Any]:
@@ -120,14 +125,13 @@ def _parse_parameters(function: Fields) -> Mapping[str, Any]:
         return dict(_NO_PARAMETERS)
     if parameters.get("type") != "object":
         raise function.fault("parameters", "must be a schema whose 'type' is 'object'", code="invalid_value")
-    if not is_json_text(parameters):
-        raise function.fault("parameters", "cannot be written as text", code="invalid_text")
     return parameters
 
 
-def is_json_text(value: object) -> bool:
-    """Whether a parsed JSON value can be written as UTF-8: no half of a surrogate pair, not nested too deeply."""
+def json_text(value: object) -> str | None:
+    """Write a parsed JSON value; None where UTF-8 cannot hold it: half of a surrogate pair, or nested too deeply."""
     try:
-        return is_unicode(json.dumps(value, ensure_ascii=False))
+        text = json.dumps(value, ensure_ascii=False)
     except RecursionError:
-        return False
+        return None
+    return text if is_unicode(text) else None
