@@ -20,58 +20,62 @@ _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _IFF_UP = 1
 _NUMBERS = range(1, 200)
+_PREFIX = "ebtest"
+_INTERFACES = Path("/sys/class/net")
 
 
 @contextlib.contextmanager
-def bridge(owners: Path) -> Iterator[tuple[str, int]]:
+def bridge() -> Iterator[tuple[str, int]]:
     """Make a bridge with the address 10.213.N.1/24; yield its name and N.
 
-    Args:
-        owners: Folder that notes which process each bridge belongs to; those of the dead are taken away first.
+    It notes the process that it belongs to as its alias; those of the dead are taken away first.
 
     Raises:
         PeerUnavailableError: The kernel refuses, or all numbers are taken.
     """
-    owners.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(owners)
-    number = _add_first_free(owners)
+    _remove_orphans()
+    number = _add_first_free()
+    name = f"{_PREFIX}{number}"
     try:
-        name = f"ebtest{number}".encode()
-        _ioctl(_SIOCSIFADDR, _address_request(name, f"10.213.{number}.1"))
-        _ioctl(_SIOCSIFNETMASK, _address_request(name, "255.255.255.0"))
-        _set_up(name, up=True)
-        yield f"ebtest{number}", number
+        _alias(name).write_text(str(os.getpid()), "ascii")
+        _ioctl(_SIOCSIFADDR, _address_request(name.encode(), f"10.213.{number}.1"))
+        _ioctl(_SIOCSIFNETMASK, _address_request(name.encode(), "255.255.255.0"))
+        _set_up(name.encode(), up=True)
+        yield name, number
     finally:
-        _remove(number, owners)
+        _remove(name)
 
 
-def _add_first_free(owners: Path) -> int:
+def _alias(name: str) -> Path:
+    return _INTERFACES / name / "ifalias"
+
+
+def _add_first_free() -> int:
     for number in _NUMBERS:
         try:
-            _ioctl(_SIOCBRADDBR, f"ebtest{number}".encode() + b"\0")
+            _ioctl(_SIOCBRADDBR, f"{_PREFIX}{number}".encode() + b"\0")
         except OSError as error:
             if error.errno == errno.EEXIST:
                 continue
             raise PeerUnavailableError(f"cannot make a network bridge: {error}") from error
-        (owners / str(number)).write_text(str(os.getpid()), "ascii")
         return number
-    raise PeerUnavailableError(f"all {len(_NUMBERS)} network bridges ebtest… are taken")
+    raise PeerUnavailableError(f"all {len(_NUMBERS)} network bridges {_PREFIX}… are taken")
 
 
-def _remove_orphans(owners: Path) -> None:
-    for note in owners.iterdir():
-        owner = note.read_text("ascii")
-        if owner and not Path("/proc", owner).exists():
-            _remove(int(note.name), owners)
+def _remove_orphans() -> None:
+    for interface in _INTERFACES.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process takes it away now
+            # One without an owner is just being made.
+            owner = _alias(interface.name).read_text("ascii").strip()
+            if owner and not Path("/proc", owner).exists():
+                _remove(interface.name)
 
 
-def _remove(number: int, owners: Path) -> None:
-    name = f"ebtest{number}".encode()
-    # Gone already when the machine was started anew since.
+def _remove(name: str) -> None:
+    # Another process may have seen that its owner was dead as well.
     with contextlib.suppress(OSError):
-        _set_up(name, up=False)
-        _ioctl(_SIOCBRDELBR, name + b"\0")
-    (owners / str(number)).unlink(missing_ok=True)
+        _set_up(name.encode(), up=False)
+        _ioctl(_SIOCBRDELBR, name.encode() + b"\0")
 
 
 def _set_up(name: bytes, *, up: bool) -> None:

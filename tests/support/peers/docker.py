@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.support.peers.bridge import bridge
 from tests.support.peers.errors import PeerUnavailableError
-from tests.support.peers.fetch import cache_root, peer_prefix
+from tests.support.peers.fetch import peer_prefix
 from tests.support.peers.registry import Registry
 from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, Completed, run, wait_until
 
@@ -200,7 +200,7 @@ def running_dockerd(peer: str, *, containerd_store: bool) -> Iterator[DockerDaem
     (folder / _OWNER).write_text(str(os.getpid()), "ascii")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_state, folder)
-        interface, number = stack.enter_context(bridge(cache_root() / "bridges"))
+        interface, number = stack.enter_context(bridge())
         stack.callback(_remove_cgroups, _cgroup(folder))
         _link_plugins(folder / "config")
         (folder / "home").mkdir()
