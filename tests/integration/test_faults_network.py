@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.bench import Bench, assert_failed
 from tests.support.mirror import Fault, Mirror, running_mirror
+from tests.support.waiting import wait_until
 
 DEB = "ca-certificates_"
 WHEEL = "uvicorn-"
@@ -262,10 +263,3 @@ def test_ctrl_c_while_packages_are_resolved(bench: Bench, mirror: Mirror) -> Non
     assert told.count("error: ") == 1
     assert bench.lock.read_bytes() == before
     bench.assert_sound()
-
-
-def wait_until(done: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,10 @@ from tests.support.checkpoints import DEMO, change_json, copy_demo, read_tensors
 from tests.support.hub import LoopbackHub, running_hub
 from tests.support.small_disk import SmallDisk
 from tests.support.torch import LendStore
+from tests.support.waiting import wait_until
 from tests.unit.artifacts.telling import Told
 
 WEIGHTS = ".safetensors"
-_START_S = 60.0
 
 
 @pytest.fixture
@@ -287,13 +286,6 @@ def workers(marker: str) -> list[int]:
         if is_worker and any(marker in word for word in words) and not any("guard" in word for word in words):
             found.append(int(path.parent.name))
     return found
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + _START_S
-    while not done():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 def assert_sound(command: Edgebuild) -> None:

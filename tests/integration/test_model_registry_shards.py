@@ -8,12 +8,13 @@ import pytest
 
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ModelError
-from edgebuild.gguf_shards import cut_gguf, shard_names
+from edgebuild.gguf_shards import cut_gguf
 from edgebuild.oci.digest import Digest
 from tests.integration.test_model_registry import Load, load, push, store
 from tests.support.faulty_registry import Corrupt, FaultyRegistry
 from tests.support.peers.registry import Registry
 from tests.support.peers.tool import Tool
+from tests.support.shards import write_shards
 from tests.support.tiny_gguf import write_tiny_gguf
 
 __all__ = ["load", "store"]  # fixtures
@@ -27,11 +28,7 @@ CONFIG = ("application/vnd.docker.ai.model.config.v0.1+json", b'{"config": {"for
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     folder = tmp_path_factory.mktemp("parts")
     whole = write_tiny_gguf(folder / "whole.gguf", dim=64, ff=64)
-    blobs = cut_gguf(whole, shard_bytes=whole.stat().st_size // 2)
-    paths = tuple(folder / str(name) for name in shard_names("tiny-F16", len(blobs)))
-    for path, blob in zip(paths, blobs, strict=True):
-        path.write_bytes(blob.read())
-    return paths
+    return write_shards(cut_gguf(whole, shard_bytes=whole.stat().st_size // 2), folder, "tiny-F16")
 
 
 def push_parts(host: str, parts: tuple[Path, ...], *, named: bool) -> Digest:

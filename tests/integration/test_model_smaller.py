@@ -113,6 +113,10 @@ def test_layers_are_chosen_by_the_loss_without_them(command: Edgebuild, kind: st
     assert document["before"]["exact"] is None
 
 
+def prune(*, keep: int = 2, text: str = "text.txt", output: str | Path = "out") -> tuple[str | Path, ...]:
+    return ("model", "prune", "tiny", "--keep", str(keep), "--text", text, "--output", output)
+
+
 def distill(*more: str) -> tuple[str, ...]:
     return (
         "model", "distill", "--teacher", "large", "--student", "little", "--text", "lines.jsonl", "--batch", "256",
@@ -210,19 +214,7 @@ def test_a_text_that_is_too_short(command: Edgebuild) -> None:
     write_tiny_llama(command.folder / "tiny")
     (command.folder / "short.txt").write_text(WORDS)
     before = names(command.folder)
-    done = command.run(
-        "model",
-        "prune",
-        "tiny",
-        "--keep",
-        "2",
-        "--text",
-        "short.txt",
-        "--output",
-        "out",
-        check=False,
-        timeout_s=TIMEOUT_S,
-    )
+    done = command.run(*prune(text="short.txt"), check=False, timeout_s=TIMEOUT_S)
     assert_refused(done, 2, "tokens; at least 512 are needed")
     assert names(command.folder) == before
 
@@ -232,19 +224,7 @@ def test_damaged_weights(command: Edgebuild) -> None:
     path = command.folder / "tiny" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     before = names(command.folder)
-    done = command.run(
-        "model",
-        "prune",
-        "tiny",
-        "--keep",
-        "2",
-        "--text",
-        "text.txt",
-        "--output",
-        "out",
-        check=False,
-        timeout_s=TIMEOUT_S,
-    )
+    done = command.run(*prune(), check=False, timeout_s=TIMEOUT_S)
     assert_refused(done, 4, f"{command.folder / 'tiny'} cannot be loaded")
     assert names(command.folder) == before
 
@@ -254,19 +234,7 @@ def test_no_room_for_the_model(command: Edgebuild, make_disk: Callable[[int], Sm
     disk = make_disk(1 << 20)
     disk.fill(leave_bytes=64 << 10)
     output = disk.path / "out"
-    done = command.run(
-        "model",
-        "prune",
-        "tiny",
-        "--keep",
-        "3",
-        "--text",
-        "text.txt",
-        "--output",
-        output,
-        check=False,
-        timeout_s=TIMEOUT_S,
-    )
+    done = command.run(*prune(keep=3, output=output), check=False, timeout_s=TIMEOUT_S)
     assert_refused(done, 5, "no space is left to write")
     assert names(disk.path) == {"ballast"}
 
@@ -294,19 +262,7 @@ def test_without_network_the_environment_is_asked_for_before_anything_is_written
     write_tiny_llama(tmp_path / "tiny")
     (tmp_path / "text.txt").write_text(WORDS * 60)
     before = names(tmp_path)
-    done = bare.run(
-        "model",
-        "prune",
-        "tiny",
-        "--keep",
-        "2",
-        "--text",
-        "text.txt",
-        "--output",
-        "out",
-        check=False,
-        timeout_s=TIMEOUT_S,
-    )
+    done = bare.run(*prune(), check=False, timeout_s=TIMEOUT_S)
     assert_refused(done, 5, "torch and transformers cannot be set up")
     assert names(tmp_path) - {"store"} == before
 

@@ -19,6 +19,7 @@ from tests.support.peers.registry import Registry
 from tests.support.peers.tool import Completed
 from tests.support.small_disk import SmallDisk
 from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.waiting import wait_until
 
 # Fetches all of a model, and then has no packages to measure it with.
 FETCH = ("model", "eval", "hf://acme/tiny", "--lock", "broken.lock")
@@ -195,10 +196,3 @@ def test_failures_are_one_line_a_hint_and_a_code(
     command: Edgebuild, model: str, code: int, said: str
 ) -> None:
     assert_failed(command.run("fit", "--model", model, check=False), code, said)
-
-
-def wait_until(done: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgebuild.gguf_shards import cut_gguf, shard_names
+from edgebuild.gguf_shards import cut_gguf
 from edgeserve.engine.opening import open_llama
 from edgeserve.engine.protocol import EngineError, Request, Sampling, Token
 from edgeserve.log import Log
@@ -18,6 +18,7 @@ from tests.support.bench import assert_failed
 from tests.support.built import Edgebuild, config_files
 from tests.support.faulty_registry import CutRequest, FaultyRegistry
 from tests.support.hub import running_hub
+from tests.support.shards import write_shards
 from tests.support.tiny_gguf import BOS
 
 SHARD = "1500KiB"
@@ -27,11 +28,7 @@ SHARD = "1500KiB"
 def parts(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     """The demo model in 16 bit as several files."""
     folder = tmp_path_factory.mktemp("parts")
-    blobs = cut_gguf(demo_model, shard_bytes=2 << 20)
-    paths = tuple(folder / str(name) for name in shard_names("alert-F16", len(blobs)))
-    for path, blob in zip(paths, blobs, strict=True):
-        path.write_bytes(blob.read())
-    return paths
+    return write_shards(cut_gguf(demo_model, shard_bytes=2 << 20), folder, "alert-F16")
 
 
 class Build:

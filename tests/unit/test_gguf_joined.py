@@ -14,22 +14,18 @@ from hypothesis import strategies as st
 from edgebuild.errors import ModelError
 from edgebuild.gguf import read_gguf_header, read_gguf_places
 from edgebuild.gguf_joined import find_shards, read_joined_header
-from edgebuild.gguf_shards import cut_gguf, shard_names
+from edgebuild.gguf_shards import cut_gguf
 from edgebuild.model_spec import make_model_spec
+from tests.support.shards import write_shards
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.unit.test_gguf import header, tensor, text
 
 
 def write_parts(whole: Path, folder: Path, *, count: int = 3) -> tuple[Path, ...]:
     """Cut a model into so many files."""
-    folder.mkdir()
     total = whole.stat().st_size
     cuts = (cut_gguf(whole, shard_bytes=total * share // 100) for share in range(100, 0, -1))
-    blobs = next(blobs for blobs in cuts if len(blobs) == count)
-    paths = tuple(folder / str(name) for name in shard_names("m", len(blobs)))
-    for path, blob in zip(paths, blobs, strict=True):
-        path.write_bytes(blob.read())
-    return paths
+    return write_shards(next(blobs for blobs in cuts if len(blobs) == count), folder)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.errors import ModelError, PlanError, ToolError
 from edgebuild.gguf import read_gguf_header, read_gguf_places
 from edgebuild.gguf_joined import read_joined_header
-from edgebuild.gguf_shards import MAX_SHARDS, ShardName, cut_gguf, shard_names
+from edgebuild.gguf_shards import MAX_SHARDS, ShardName, cut_gguf
 from edgebuild.model.source import demo_model_path
 from edgebuild.model_spec import gguf_file_name, whole_file_name
 from edgebuild.oci.blob import Blob, FileRange
@@ -25,6 +25,7 @@ from edgebuild.oci.digest import Digest
 from edgebuild.oci.seals import known_blob_digest, remember_blob_digest
 from edgebuild.oci.tar import model_tar
 from edgebuild.progress import SilentProgress
+from tests.support.shards import write_shards
 
 KIB = 1 << 10
 SPLIT = ("split.no", "split.tensors.count", "split.count")
@@ -59,16 +60,6 @@ def model_writer(folder: Path) -> WriteModel:
         return path
 
     return write
-
-
-def write_shards(blobs: Sequence[Blob], folder: Path) -> tuple[Path, ...]:
-    folder.mkdir()
-    paths = []
-    for name, blob in zip(shard_names("m", len(blobs)), blobs, strict=True):
-        paths.append(folder / str(name))
-        paths[-1].write_bytes(blob.read())
-        assert paths[-1].stat().st_size == blob.size_bytes
-    return tuple(paths)
 
 
 def fields(reader: GGUFReader) -> dict[str, tuple[object, object]]:

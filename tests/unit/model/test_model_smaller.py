@@ -18,6 +18,7 @@ from edgebuild.model.smaller.history import HISTORY_FILE, Card, Step, read_card,
 from edgebuild.model.smaller.prune import PruneRequest, layers_to_drop, prune_model
 from edgebuild.model.smaller.text import check_text
 from edgebuild.progress import SilentProgress
+from tests.support.checkpoints import change_json
 from tests.support.tiny_llama import write_tiny_llama
 
 # Replaces a folder and is killed after so many renames, before whatever comes next.
@@ -48,11 +49,6 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny_llama(tmp_path / "tiny", layers=3)
 
 
-def change_config(folder: Path, **entries: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-
-
 class TestCheckpoint:
     def test_a_good_one(self, tmp_path: Path) -> None:
         found = read_checkpoint_folder(write_tiny_llama(tmp_path / "sharded", layers=7, shards=3))
@@ -81,7 +77,7 @@ class TestCheckpoint:
         ],
     )
     def test_a_configuration_of_another_kind(self, tiny: Path, entries: dict[str, Any], message: str) -> None:
-        change_config(tiny, **entries)
+        change_json(tiny / "config.json", entries)
         with pytest.raises(ModelError, match=message) as caught:
             read_checkpoint_folder(tiny)
         assert caught.value.hint
@@ -108,7 +104,7 @@ class TestCheckpoint:
     def test_what_the_converter_can_widen_is_still_quantised(
         self, tiny: Path, entries: dict[str, Any]
     ) -> None:
-        change_config(tiny, **entries)
+        change_json(tiny / "config.json", entries)
         with pytest.raises(ModelError, match="quantised already"):
             read_checkpoint_folder(tiny)
 
