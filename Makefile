@@ -54,7 +54,7 @@ test-full: test ## The tests, then the slow ones: empty stores, many kills, soak
 
 coverage: setup-dev ## Branch coverage of the tests that are not slow; fails below 90 %.
 	@.venv/bin/coverage erase
-	@.venv/bin/coverage run -m pytest -q --require-tools -m "not slow"
+	@.venv/bin/coverage run -m pytest -q --require-tools -n 2 -m "not slow"
 	@.venv/bin/coverage combine -q
 	@.venv/bin/coverage report --skip-covered
 
