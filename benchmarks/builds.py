@@ -149,7 +149,13 @@ def _memory(bench: Bench, both: tuple[str, ...], signing: tuple[str | Path, ...]
     }  # fmt: skip
     for name, arguments in kinds.items():
         measured = bench.image(*arguments, watch=True)
-        yield Figure(name=f"memory: {name}", unit="B", ours=measured.peak_bytes, limit=MEMORY_LIMIT_BYTES)
+        yield Figure(
+            name=f"memory: {name}",
+            unit="B",
+            ours=measured.peak_bytes,
+            limit=MEMORY_LIMIT_BYTES,
+            note=f"at the peak: {measured.at_peak}",
+        )
     large.unlink()
     checked = bench.edgebuild("check", "sizes", watch=True)
     yield Figure(

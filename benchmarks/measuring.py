@@ -29,6 +29,7 @@ class Run:
         wall_s: Seconds on the clock.
         cpu_s: Seconds of processors, of the program and of all that it waited for.
         peak_bytes: Memory of the process tree; 0 when it was not watched.
+        at_peak: Which programs had how much of it then.
         stdout: What it wrote.
         stderr: Likewise.
     """
@@ -36,6 +37,7 @@ class Run:
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    at_peak: str
     stdout: str
     stderr: str
 
@@ -75,6 +77,7 @@ def measure(
         wall_s=wall_s,
         cpu_s=usage.ru_utime + usage.ru_stime,
         peak_bytes=peak_bytes,
+        at_peak=watcher.at_peak if watcher else "",
         stdout=out.read_text("utf-8", "replace"),
         stderr=err.read_text("utf-8", "replace"),
     )
@@ -107,6 +110,7 @@ class PeakWatcher:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._peak_bytes = 0
+        self.at_peak = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -119,8 +123,18 @@ class PeakWatcher:
 
     def _watch(self) -> None:
         while not self._done.wait(_POLL_S):
-            total = sum(_field(pid, "smaps_rollup", "Pss:") for pid in _tree(self._pid))
-            self._peak_bytes = max(self._peak_bytes, total, status_bytes(self._pid, "VmHWM:"))
+            sizes = {pid: _field(pid, "smaps_rollup", "Pss:") for pid in _tree(self._pid)}
+            total = max(sum(sizes.values()), status_bytes(self._pid, "VmHWM:"))
+            if total > self._peak_bytes:
+                self._peak_bytes, self.at_peak = total, _describe(sizes)
+
+
+def _describe(sizes: Mapping[int, int]) -> str:
+    """Name what takes a megabyte or more, the largest first."""
+    largest = sorted(sizes.items(), key=lambda item: -item[1])
+    return ", ".join(
+        f"{Path(_program(pid)).name} {size / 1e6:.0f} MB" for pid, size in largest if size >= 1_000_000
+    )
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -143,22 +157,6 @@ def _program(pid: int) -> str:
 def status_bytes(pid: int, name: str) -> int:
     """Read a size from a process's status (proc(5)), such as "VmRSS:"; 0 when the process is gone."""
     return _field(pid, "status", name)
-
-
-def mapped_bytes(pid: int, file: str) -> int:
-    """Add up the resident pages of a mapped file (proc(5), Rss in smaps).
-
-    Args:
-        pid: The process.
-        file: Its name, without the folder: a process may see another path.
-    """
-    total, is_wanted = 0, False
-    for line in Path(f"/proc/{pid}/smaps").read_text("utf-8", "replace").splitlines():
-        if not line.split(" ", 1)[0].endswith(":"):  # the head of a mapping
-            is_wanted = line.endswith(f"/{file}")
-        elif is_wanted and line.startswith("Rss:"):
-            total += int(line.split()[1]) * 1024
-    return total
 
 
 def _field(pid: int, file: str, name: str) -> int:

@@ -41,6 +41,7 @@ def run(bench: Bench) -> Iterator[Figure]:
             unit="B",
             ours=done.peak_bytes,
             limit=MEMORY_LIMIT_BYTES,
+            note=f"at the peak: {done.at_peak}",
         )
         shutil.rmtree(checkout)
         shutil.rmtree(caches)

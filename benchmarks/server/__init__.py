@@ -1,25 +1,37 @@
 """The server in the image, beside llama.cpp's own, llama-cpp-python's, and a bare loop over the image's library.
 
 The image is built with a model of random weights, unpacked, and its entrypoint started in it. All contenders stand side
-by side and take turns; none works while another is asked.
+by side and take turns; none works while another is asked. They are started anew several times, each time another first:
+where a process lies in memory makes up to a tenth of its speed on a virtual machine, and that is settled when it starts.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.figures import Figure, Peer, median
+from benchmarks.measuring import status_bytes
 from benchmarks.server.answers import Asked, ask, prompt_tokens
 from benchmarks.server.bare import BARE_LOOP, Loop, bare_loop
-from benchmarks.server.image import Running, Unpacked, make_image, running_image
-from benchmarks.server.peers import LLAMA_CPP_PYTHON, LLAMA_SERVER, llama_cpp_python, llama_server
+from benchmarks.server.peers import (
+    LLAMA_CPP_PYTHON,
+    LLAMA_SERVER,
+    llama_cpp_python,
+    llama_server,
+    make_environment,
+)
 from tests.support.built import engine_source
+from tests.support.resident import resident_parts
 from tests.support.soak import CLIENTS, GROWTH, REQUESTS, soak, under_way
 from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.unpacked import Running, Unpacked, running_image, unpack_image
 
+PROFILE = "x86"
 MEMORY_LIMIT_BYTES = 60_000_000
 READY_LIMIT_S = 1.5
 _CONTEXT_TOKENS, _SLOTS, _THREADS = 2048, 4, 2
@@ -27,17 +39,18 @@ _ONE = Asked(streams=1, prompt_tokens=32, output_tokens=192)
 _FOUR = Asked(streams=_SLOTS, prompt_tokens=32, output_tokens=96)
 _FIRST = Asked(streams=1, prompt_tokens=400, output_tokens=2)
 _OURS = "edgeserve"
-_ROUNDS, _STARTS = 11, 5
+_SPEED_STARTS, _ROUNDS, _STARTS = 5, 3, 5
 # The threads of a server look for more work for a while after its last token.
 _PAUSE_S = 0.5
 
 Samples = dict[tuple[Asked, str], list[float]]
+Contender = Running | Loop
 
 
 def run(bench: Bench) -> Iterator[Figure]:
     """Measure speed with a model of random weights, and the rest with the demo model."""
     yield from _speed(bench)
-    demo = make_image(bench, bench.model, "demo")
+    demo = _make_image(bench, bench.model, "demo")
     yield from _start(bench, demo)
     yield _soak(bench, demo)
 
@@ -51,46 +64,67 @@ def _speed(bench: Bench) -> Iterator[Figure]:
         vocabulary_tokens=32000,
         context_tokens=2048,
     )
-    image = make_image(bench, model, "random")
+    image = _make_image(bench, model, "random")
     model.unlink()
     settings = {"EDGE_SLOTS": _SLOTS, "EDGE_THREADS": _THREADS, "EDGE_CONTEXT_TOKENS": _CONTEXT_TOKENS}
     same = {"context_tokens": _CONTEXT_TOKENS, "threads": _THREADS}
-    with ExitStack() as stack:
-        servers = (
-            stack.enter_context(running_image(image, settings)),
-            stack.enter_context(llama_server(bench.folder, image.model_file, slots=_SLOTS, **same)),
-            stack.enter_context(
-                llama_cpp_python(bench.folder, image, engine_source(bench.cache, bench.lock), **same)
-            ),
-        )
-        loop = stack.enter_context(bare_loop(image, **same))
-        lengths = {server.name: prompt_tokens(server, replace(_ONE, output_tokens=8)) for server in servers}
-        if len(set(lengths.values())) != 1:
-            raise SystemExit(f"the servers make different tokens of one prompt: {lengths}")
-        samples = _take_turns(servers, loop, bench.rounds(_ROUNDS))
+    python = make_environment(
+        bench.folder / "llama-cpp-python-environment", engine_source(bench.cache, bench.lock)
+    )
+    contenders: tuple[Callable[[], AbstractContextManager[Contender]], ...] = (
+        partial(running_image, image, settings),
+        partial(llama_server, bench.folder, image.model_file, slots=_SLOTS, **same),
+        partial(llama_cpp_python, bench.folder, image, python, **same),
+        partial(bare_loop, image, **same),
+    )
+    samples: Samples = defaultdict(list)
+    for number in range(bench.rounds(_SPEED_STARTS)):
+        first = number % len(contenders)
+        with ExitStack() as stack:
+            started = [stack.enter_context(start()) for start in contenders[first:] + contenders[:first]]
+            _compare_prompts(started)
+            _take_turns(started, bench.rounds(_ROUNDS), samples)
     yield from _speed_figures(samples)
 
 
-def _take_turns(servers: tuple[Running, ...], loop: Loop, rounds: int) -> Samples:
-    """Ask everybody everything, in another order each round."""
-    samples: Samples = defaultdict(list)
+def _make_image(bench: Bench, model: str | Path, name: str) -> Unpacked:
+    """Build an image with a model, as a user does, and unpack it."""
+    layout = bench.folder / f"{name}-layout"
+    bench.image("--profile", PROFILE, "--model", model, "--no-test", "--output", layout)
+    return unpack_image(layout, bench.folder / name)
+
+
+def _compare_prompts(started: Sequence[Contender]) -> None:
+    """Make sure that all servers compute as many tokens."""
+    asked = replace(_ONE, output_tokens=8)
+    lengths = {one.name: prompt_tokens(one, asked) for one in started if isinstance(one, Running)}
+    if len(set(lengths.values())) != 1:
+        raise SystemExit(f"the servers make different tokens of one prompt: {lengths}")
+
+
+def _take_turns(started: Sequence[Contender], rounds: int, samples: Samples) -> None:
+    """Ask everybody everything, in another order each round; the first round warms up."""
     for number in range(rounds + 1):
-        # The first round warms up.
-        seed = number + 1
-        taken: dict[tuple[Asked, str], float] = {}
         for asked in (_ONE, _FOUR, _FIRST):
-            for server in servers if number % 2 else reversed(servers):
-                if asked is _FOUR or server.name != LLAMA_CPP_PYTHON:
+            for one in started if number % 2 else reversed(started):
+                if _is_compared(one, asked):
                     time.sleep(_PAUSE_S)
-                    took = ask(server, asked, seed=seed)
-                    taken[asked, server.name] = took.first_s if asked is _FIRST else took.tokens_per_s
-            if asked is _ONE:
-                time.sleep(_PAUSE_S)
-                taken[_ONE, BARE_LOOP] = loop.ask(_ONE, seed=seed)
-        if number:
-            for key, value in taken.items():
-                samples[key].append(value)
-    return samples
+                    value = _ask(one, asked, seed=number + 1)
+                    if number:
+                        samples[asked, one.name].append(value)
+
+
+def _is_compared(one: Contender, asked: Asked) -> bool:
+    if isinstance(one, Loop):
+        return asked is _ONE
+    return asked is _FOUR or one.name != LLAMA_CPP_PYTHON
+
+
+def _ask(one: Contender, asked: Asked, *, seed: int) -> float:
+    if isinstance(one, Loop):
+        return one.ask(asked, seed=seed)
+    took = ask(one, asked, seed=seed)
+    return took.first_s if asked is _FIRST else took.tokens_per_s
 
 
 def _speed_figures(samples: Samples) -> Iterator[Figure]:
@@ -134,13 +168,13 @@ def _start(bench: Bench, demo: Unpacked) -> Iterator[Figure]:
         with running_image(demo, {}) as server:
             soak(server.port, model=server.model, requests=1)
             ready.append(server.ready_s)
-            resident.append(server.resident_bytes_without(demo.model_file))
+            resident.append(_own_bytes(server, demo))
     shape = {"context_tokens": 1024, "slots": 2, "threads": _THREADS}
     with llama_server(bench.folder, demo.model_file, **shape) as peer:
         prompt_tokens(peer, Asked(streams=1, prompt_tokens=8, output_tokens=1))
         theirs = (
             Peer(name=LLAMA_SERVER, value=peer.ready_s),
-            Peer(name=LLAMA_SERVER, value=peer.resident_bytes_without(demo.model_file)),
+            Peer(name=LLAMA_SERVER, value=_own_bytes(peer, demo)),
         )
     yield Figure(
         name="ready after start, demo model",
@@ -161,15 +195,21 @@ def _start(bench: Bench, demo: Unpacked) -> Iterator[Figure]:
     )
 
 
+def _own_bytes(server: Running, image: Unpacked) -> int:
+    """Count resident memory, shared pages included, without those of the mapped model."""
+    parts = resident_parts(server.pid, image.model_file.name)
+    return sum(parts.values()) - parts["model file"]
+
+
 def _soak(bench: Bench, demo: Unpacked) -> Figure:
     """Run the soak after one that warms up; a failure of any request ends the run."""
     requests = REQUESTS // 10 if bench.quick else REQUESTS
     settings = {"EDGE_SLOTS": _SLOTS, "EDGE_THREADS": _THREADS, "EDGE_QUEUE": CLIENTS}
     with running_image(demo, settings) as server:
         soak(server.port, model=server.model, requests=requests // 2, seed=1)
-        before_bytes = server.resident_bytes
+        before_bytes = status_bytes(server.pid, "VmRSS:")
         soak(server.port, model=server.model, requests=requests)
-        after_bytes = server.resident_bytes
+        after_bytes = status_bytes(server.pid, "VmRSS:")
         if count := under_way(server.port):
             raise SystemExit(f"after the soak {count:.0f} requests still hold a slot or wait for one")
     return Figure(

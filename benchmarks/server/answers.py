@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.server.image import Running
 from tests.support.load import Answer, Call, run_calls
+from tests.support.unpacked import Running
 
 # Given in full, as the servers' defaults differ.
 _SAMPLING = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.server.answers import Asked
-from benchmarks.server.image import Unpacked
+from tests.support.unpacked import Unpacked
 
 BARE_LOOP = "bare decode loop, same library"
 _PLACE = "decode_loop.py"
@@ -16,6 +16,8 @@ _PLACE = "decode_loop.py"
 
 class Loop:
     """The running loop."""
+
+    name = BARE_LOOP
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -40,10 +42,9 @@ def bare_loop(image: Unpacked, *, context_tokens: int, threads: int) -> Iterator
     """Start the loop."""
     script = Path(__file__).with_name("decode_loop.py").read_text("utf-8")
     (image.root / _PLACE).write_text(script, "utf-8")
-    runtime = json.loads((image.root / "etc/edgebuild/runtime.json").read_text("utf-8"))
     argv = [
-        *image.argv[: image.argv.index("-m")], f"/{_PLACE}", runtime["engine"]["library_dir"],
-        runtime["model"]["files"][0], str(threads), str(context_tokens),
+        *image.argv[: image.argv.index("-m")], f"/{_PLACE}", image.runtime["engine"]["library_dir"],
+        image.runtime["model"]["files"][0], str(threads), str(context_tokens),
     ]  # fmt: skip
     process = subprocess.Popen(
         image.wrapped(argv),

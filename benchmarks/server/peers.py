@@ -11,10 +11,10 @@ from pathlib import Path
 
 from uv import find_uv_bin
 
-from benchmarks.server.image import Running, Unpacked, running, wait_for_log
 from edgebuild.smoke import free_port
 from tests.support.peers.fetch import peer_prefix
 from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, loader_argv
+from tests.support.unpacked import Running, Unpacked, running, wait_for_log
 
 LLAMA_SERVER, LLAMA_CPP_PYTHON = "llama-server", "llama_cpp.server"
 # What `llama_cpp.server` imports (the extra "server" in llama-cpp-python's pyproject.toml).
@@ -71,7 +71,7 @@ def llama_server(
 
 @contextmanager
 def llama_cpp_python(
-    folder: Path, image: Unpacked, sdist: Path, *, context_tokens: int, threads: int
+    folder: Path, image: Unpacked, python: Path, *, context_tokens: int, threads: int
 ) -> Iterator[Running]:
     """Start llama-cpp-python's server over the libraries of our image, so that nothing is compiled.
 
@@ -79,13 +79,12 @@ def llama_cpp_python(
     the one that runs).
 
     Args:
-        folder: Where its virtual environment goes.
+        folder: Where it works.
         image: Has model and libraries.
-        sdist: llama-cpp-python's source archive.
+        python: Of an environment made for it (`make_environment`).
         context_tokens: Of the one sequence.
         threads: Computing threads.
     """
-    python = _make_environment(folder / "llama-cpp-python", sdist)
     port, log = free_port(), folder / "llama-cpp-python.log"
     library = next(image.root.glob("opt/edge/engine/llama_cpp/lib"))
     argv: list[str | Path] = [
@@ -112,8 +111,13 @@ def llama_cpp_python(
         )
 
 
-def _make_environment(folder: Path, sdist: Path) -> Path:
-    """Make a virtual environment with the Python package of the source archive; return its Python."""
+def make_environment(folder: Path, sdist: Path) -> Path:
+    """Make a virtual environment for llama-cpp-python's server; return its Python.
+
+    Args:
+        folder: Where it goes.
+        sdist: llama-cpp-python's source archive.
+    """
     uv, python = find_uv_bin(), folder / "bin/python"
     for argv in (
         (uv, "venv", "--quiet", "--python", sys.executable, folder),

@@ -14,8 +14,9 @@ from tests.support.built import Edgebuild, assert_refused
 from tests.support.fixtures import Peers
 from tests.support.memory_group import limited_group
 from tests.support.peers.errors import PeerUnavailableError
-from tests.support.resident import SETTINGS, Setting, build_tree, fill_context, running_tree
+from tests.support.resident import SETTINGS, Setting, build_image, fill_context
 from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.unpacked import running_image
 
 (CACHE,) = [setting for setting in SETTINGS if setting.name == "cache of f16, 4 slots"]
 AUTO = "quantization: auto\nauto: {quantizations: [Q4_K_M], kv_types: [f16, q8_0]}\n"
@@ -43,15 +44,14 @@ def test_what_fits_runs_and_what_does_not_is_killed(
 
     # A device whose memory the smaller cache just fits.
     memory = need_bytes(CACHE, edgebuild.folder, "q8_0")
-    tree = build_tree(CACHE, edgebuild.folder, build=build, memory=str(memory), more=AUTO)
-    assert tree.need_bytes == memory
+    image = build_image(CACHE, edgebuild.folder, build=build, memory=str(memory), more=AUTO)
+    assert image.runtime["memory"]["need_bytes"] == memory
     settings = {"EDGE_REQUEST_S": 1800}
     with ExitStack() as stack:
         # A limit is a whole number of pages.
         group = peers.enter(stack, limited_group("limit", -(-memory // 4096) * 4096))
-        with running_tree(tree, settings=settings, prefix=group.prefix) as (process, port):
-            tokens = fill_context(tree, port)
-            assert process.poll() is None
+        with running_image(image, settings, prefix=group.prefix) as server:
+            tokens = fill_context(image, server.port)
         assert min(tokens) > 0.9 * CACHE.context_tokens
         assert group.kills == 0
 
@@ -69,7 +69,7 @@ def test_what_fits_runs_and_what_does_not_is_killed(
         larger = {"EDGE_KV_TYPE": "f16", **settings}
         with (
             pytest.raises((PeerUnavailableError, AssertionError, OSError)),
-            running_tree(tree, settings=larger, prefix=group.prefix) as (_, port),
+            running_image(image, larger, prefix=group.prefix) as server,
         ):
-            fill_context(tree, port)
+            fill_context(image, server.port)
         assert group.kills > 0

@@ -1,6 +1,6 @@
-"""A real image's server, run natively from its unpacked tree and used to the full: what memory does it take?
+"""A real image's server, run natively where it was unpacked and used to the full: what memory does it take?
 
-1. The tree is unpacked; the model's pages are dropped from the page cache, so that the start is a cold one.
+1. The image is unpacked; the model's pages are dropped from the page cache, so that the start is a cold one.
 2. Its entrypoint starts in it.
 3. Every slot is given a prompt and an answer that fill its context together; a model that embeds texts, the longest ones.
 4. The kernel tells the most pages that were resident at once, mapped files included (proc(5), VmHWM in status).
@@ -14,61 +14,25 @@ import os
 import random
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import PoolingType
 
-from edgebuild.oci.layout import read_layout
-from edgebuild.sandbox import make_mount_points, sandbox_argv
-from edgebuild.unpacking import run_section, unpack
 from tests.support.load import Call, run_calls
-from tests.support.peers.tool import wait_until
 from tests.support.tiny_embedder import write_tiny_bert
 from tests.support.tiny_gguf import BOS, write_tiny_gguf
+from tests.support.unpacked import Unpacked, running_image, unpack_image
 
-_START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 900.0
-_PORT = re.compile(r" start .* port=(\d+)")
 _ANSWER_TOKENS = 24
 # The number that keeps prompts apart, BOS, and what is left free at the end.
 _MARGIN_TOKENS = 16
 # Each is one token of the random models' vocabulary, with the space before it.
 _WORDS = ("the", "and", "Obstacle", "ahead", "left", "right", "Battery", "low")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tree:
-    """An unpacked image.
-
-    Attributes:
-        root: The folder that is its root.
-        user: Numbers of user and group, with a colon.
-        environment: Its environment.
-        argv: Its entrypoint and command.
-        model_file: The model, on this machine.
-        model: What clients call it.
-        context_tokens: Longest sequence of one slot.
-        slots: Sequences side by side.
-        need_bytes: Memory that the plan says it takes.
-        embeds: Whether the model embeds texts.
-    """
-
-    root: Path
-    user: str
-    environment: Mapping[str, str]
-    argv: tuple[str, ...]
-    model_file: Path
-    model: str
-    context_tokens: int
-    slots: int
-    need_bytes: int
-    embeds: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,28 +48,6 @@ class Used:
     parts: Mapping[str, int]
 
 
-def unpack_tree(layout: Path, root: Path) -> Tree:
-    """Unpack the first image of a layout."""
-    image = read_layout(layout).index().images[0]
-    root.mkdir(mode=0o755)
-    unpack(image.layers, root)
-    make_mount_points(root)
-    config = run_section(image.config)
-    runtime = json.loads((root / "etc/edgebuild/runtime.json").read_text("utf-8"))
-    return Tree(
-        root=root,
-        user=config["User"],
-        environment=dict(variable.split("=", 1) for variable in config["Env"]),
-        argv=(*config["Entrypoint"], *config["Cmd"]),
-        model_file=root / runtime["model"]["files"][0].lstrip("/"),
-        model=runtime["model"]["name"],
-        context_tokens=runtime["engine"]["context_tokens"],
-        slots=runtime["engine"]["slots"],
-        need_bytes=runtime["memory"]["need_bytes"],
-        embeds=json.loads((root / "etc/edgebuild/model.json").read_text("utf-8"))["embeds"] is not None,
-    )
-
-
 def host_variant() -> str:
     """Name the engine variant that this x86 machine loads (ggml-cpu-feats of the variants that images hold)."""
     flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())  # type: ignore[index]
@@ -116,86 +58,46 @@ def host_variant() -> str:
     return "haswell" if "avx2" in flags else "sse42"
 
 
-@contextmanager
-def running_tree(
-    tree: Tree, *, settings: Mapping[str, object] | None = None, prefix: Sequence[str] = ()
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run the image's entrypoint until the block ends; gives its process and its port.
-
-    Args:
-        tree: The image.
-        settings: Variables of the server.
-        prefix: What stands before the whole command.
-    """
-    log = tree.root.with_name(f"{tree.root.name}.log")
-    _drop_pages(tree.model_file)
-    uid, _, gid = tree.user.partition(":")
-    own = {
-        "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
-        "EDGE_HOST": "127.0.0.1",
-        "EDGE_PORT": "0",
-    }
-    given = {name: str(value) for name, value in (settings or {}).items()}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*prefix, *sandbox_argv(tree.root, tree.argv, uid=uid, gid=gid)],
-            env={**tree.environment, **own, **given},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        wait_until(
-            lambda: " ready " in log.read_text("utf-8", "replace"),
-            lambda: process.poll() is None,
-            log=log,
-            what="the image's server",
-            timeout_s=_START_TIMEOUT_S,
-        )
-        found = _PORT.search(log.read_text("utf-8"))
-        assert found is not None
-        yield process, int(found[1])
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _shape(image: Unpacked) -> tuple[int, int]:
+    """Return how many slots there are, and the tokens of each."""
+    engine = image.runtime["engine"]
+    return engine["slots"], engine["context_tokens"]
 
 
-def fill_context(tree: Tree, port: int) -> tuple[int, ...]:
+def fill_context(image: Unpacked, port: int) -> tuple[int, ...]:
     """Fill every slot's context at the same time, and return the tokens of each.
 
     Raises:
         AssertionError: An answer is not whole.
     """
-    length = tree.context_tokens - _ANSWER_TOKENS - _MARGIN_TOKENS
+    slots, context_tokens = _shape(image)
+    length = context_tokens - _ANSWER_TOKENS - _MARGIN_TOKENS
     calls = []
-    for slot in range(tree.slots):
+    for slot in range(slots):
         words = random.Random(slot).choices(_WORDS, k=length)
         document = {
-            "model": tree.model, "prompt": f"{slot} " + " ".join(words), "max_tokens": _ANSWER_TOKENS, "seed": slot,
+            "model": image.model, "prompt": f"{slot} " + " ".join(words), "max_tokens": _ANSWER_TOKENS, "seed": slot,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
         calls.append(Call(document=document))
-    answers = run_calls(port, calls, clients=tree.slots, still_s=_ANSWER_TIMEOUT_S)
+    answers = run_calls(port, calls, clients=slots, still_s=_ANSWER_TIMEOUT_S)
     for answer in answers:
         assert (answer.status, answer.finish) == (200, "length"), answer.describe()
     totals = [re.search(rb'"total_tokens": ?(\d+)', answer.body) for answer in answers]
     tokens = tuple(int(total[1]) for total in totals if total is not None)
-    assert len(tokens) == tree.slots, answers[0].describe()
-    assert min(tokens) > tree.context_tokens * 0.9, (tokens, tree.context_tokens)
+    assert len(tokens) == slots, answers[0].describe()
+    assert min(tokens) > context_tokens * 0.9, (tokens, context_tokens)
     return tokens
 
 
-def embed_longest(tree: Tree, port: int) -> None:
+def embed_longest(image: Unpacked, port: int) -> None:
     """Have the longest texts embedded that the server takes, as many as its slots.
 
     Raises:
         AssertionError: It does not do it.
     """
-    document = {"model": tree.model, "input": [[BOS] * tree.context_tokens] * tree.slots}
+    slots, context_tokens = _shape(image)
+    document = {"model": image.model, "input": [[BOS] * context_tokens] * slots}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT_S)
     with closing(connection):
         connection.request(
@@ -204,17 +106,19 @@ def embed_longest(tree: Tree, port: int) -> None:
         response = connection.getresponse()
         body = response.read()
     assert response.status == 200, body[:500]
-    assert json.loads(body)["usage"]["total_tokens"] == tree.context_tokens * tree.slots
+    assert json.loads(body)["usage"]["total_tokens"] == context_tokens * slots
 
 
-def use_to_the_full(tree: Tree) -> Used:
+def use_to_the_full(image: Unpacked) -> Used:
     """Start the server cold, fill every slot, and return what memory it took."""
+    _drop_pages(image.model_file)
     # What this machine has free is no part of the question.
     settings = {"EDGE_MEMORY_CHECK": "warn", "EDGE_REQUEST_S": 1800}
-    with running_tree(tree, settings=settings) as (process, port):
-        (embed_longest if tree.embeds else fill_context)(tree, port)
-        parts = resident_parts(process.pid, tree.model_file.name)
-        return Used(peak_bytes=_peak_bytes(process.pid), parts=parts)
+    with running_image(image, settings) as server:
+        embeds = json.loads((image.root / "etc/edgebuild/model.json").read_text("utf-8"))["embeds"]
+        (embed_longest if embeds else fill_context)(image, server.port)
+        parts = resident_parts(server.pid, image.model_file.name)
+        return Used(peak_bytes=_peak_bytes(server.pid), parts=parts)
 
 
 def resident_parts(pid: int, model_file: str) -> dict[str, int]:
@@ -372,14 +276,14 @@ SETTINGS = (
 )
 
 
-def build_tree(
+def build_image(
     setting: Setting,
     folder: Path,
     *,
     build: Callable[..., object],
     memory: str = "64GiB",
     more: str = "",
-) -> Tree:
+) -> Unpacked:
     """Make the model, build an image with it as a user does, and unpack that.
 
     Args:
@@ -396,6 +300,6 @@ def build_tree(
     profile.write_text(setting.profile(memory=memory) + more)
     kind = () if more else ("--quantization", setting.quantization)
     build("--profile", profile, "--model", model, "--no-test", "--output", layout, *kind)
-    tree = unpack_tree(layout, folder / "root")
+    image = unpack_image(layout, folder / "root")
     shutil.rmtree(layout)
-    return tree
+    return image

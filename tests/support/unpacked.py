@@ -9,17 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.bench import Bench
-from benchmarks.measuring import mapped_bytes, status_bytes
 from edgebuild.oci.layout import read_layout
-from edgebuild.sandbox import sandbox_argv
-from edgebuild.unpacking import unpack
+from edgebuild.sandbox import make_mount_points, sandbox_argv
+from edgebuild.unpacking import run_section, unpack
 from tests.support.peers.tool import wait_until
 
-PROFILE = "x86"
-_START_TIMEOUT_S = 60.0
-_STOP_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 30.0
 _PORT = re.compile(r" start .* port=(\d+)")
 
 
@@ -32,16 +30,24 @@ class Unpacked:
         user: Numbers of user and group, with a colon.
         environment: Its environment.
         argv: Its entrypoint and command.
-        model: What clients call its model.
-        model_file: The model, on this machine.
+        runtime: Its settings (/etc/edgebuild/runtime.json).
     """
 
     root: Path
     user: str
     environment: Mapping[str, str]
     argv: tuple[str, ...]
-    model: str
-    model_file: Path
+    runtime: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """What clients call its model."""
+        return str(self.runtime["model"]["name"])
+
+    @property
+    def model_file(self) -> Path:
+        """The model, or its first file, on this machine."""
+        return self.root / str(self.runtime["model"]["files"][0]).lstrip("/")
 
     def wrapped(self, argv: Sequence[str]) -> list[str]:
         """Give the command that runs another inside, as the image's user."""
@@ -74,49 +80,38 @@ class Running:
     ready_s: float
     log: Path
 
-    @property
-    def resident_bytes(self) -> int:
-        """Its resident memory, shared pages included (proc(5), VmRSS)."""
-        return status_bytes(self.pid, "VmRSS:")
 
-    def resident_bytes_without(self, model_file: Path) -> int:
-        """The same without the pages of the mapped model."""
-        return self.resident_bytes - mapped_bytes(self.pid, model_file.name)
-
-
-def make_image(bench: Bench, model: str | Path, name: str) -> Unpacked:
-    """Build an image with a model, as a user does, and unpack it."""
-    layout, root = bench.folder / f"{name}-layout", bench.folder / name
-    bench.image("--profile", PROFILE, "--model", model, "--no-test", "--output", layout)
+def unpack_image(layout: Path, root: Path) -> Unpacked:
+    """Unpack the first image of a layout into a new folder."""
     image = read_layout(layout).index().images[0]
     root.mkdir(mode=0o755)
     unpack(image.layers, root)
-    for folder in ("dev", "proc"):
-        (root / folder).mkdir(exist_ok=True)
-    config = json.loads(image.config)["config"]
-    runtime = json.loads((root / "etc/edgebuild/runtime.json").read_text("utf-8"))
+    make_mount_points(root)
+    config = run_section(image.config)
     return Unpacked(
         root=root,
         user=config["User"],
         environment=dict(variable.split("=", 1) for variable in config["Env"]),
         argv=(*config["Entrypoint"], *config["Cmd"]),
-        model=runtime["model"]["name"],
-        model_file=root / runtime["model"]["files"][0].lstrip("/"),
+        runtime=json.loads((root / "etc/edgebuild/runtime.json").read_text("utf-8")),
     )
 
 
 @contextmanager
-def running_image(image: Unpacked, settings: Mapping[str, object]) -> Iterator[Running]:
+def running_image(
+    image: Unpacked, settings: Mapping[str, object], *, prefix: Sequence[str] = ()
+) -> Iterator[Running]:
     """Start the image's entrypoint on a free port of the loopback, and stop it at the end.
 
     Args:
         image: The image.
         settings: Variables of the server, such as EDGE_SLOTS.
+        prefix: What stands before the whole command.
     """
     log = image.root.with_name(f"{image.root.name}.log")
     own = {"EDGE_HOST": "127.0.0.1", "EDGE_PORT": 0}
     with running(
-        image.wrapped(image.argv), log=log, environment=image.variables(own | dict(settings))
+        [*prefix, *image.wrapped(image.argv)], log=log, environment=image.variables(own | dict(settings))
     ) as process:
         begin_s = time.monotonic()
         ready_s = wait_for_log(process, log, " ready ") - begin_s
