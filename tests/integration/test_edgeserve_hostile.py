@@ -284,6 +284,7 @@ def _wave(server: ServerProcess, count: int) -> int:
     return most
 
 
+@pytest.mark.slow
 def test_thousands_of_connections(target: Target) -> None:
     started = time.monotonic()
     most = _wave(target.server, 3000)

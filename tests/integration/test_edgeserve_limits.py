@@ -177,6 +177,7 @@ async def _largest_lag(until: asyncio.Future[Any]) -> float:
     return lag
 
 
+@pytest.mark.slow
 def test_the_event_loop_never_waits_for_the_engine(
     llama_host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

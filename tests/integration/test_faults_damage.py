@@ -200,7 +200,14 @@ def test_damaged_blobs_of_a_layout_are_written_anew(bench: Bench, good: str) -> 
     bench.assert_sound()
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b'{"manifests": 7}', b"\0" * 4096], ids=repr)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (b"null", b'{"manifests": 7}', b"\0" * 4096)),
+    ],
+    ids=repr,
+)
 def test_a_damaged_index_of_a_layout_is_written_anew(bench: Bench, good: str, content: bytes) -> None:
     bench.build()
     (bench.layout / "index.json").write_bytes(content)

@@ -53,10 +53,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "step",
-    [
-        pytest.param(name, marks=pytest.mark.slow if "recipe" in name and "root" not in name else ())
-        for name in STORE_STEPS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if "recipe" in name else ()) for name in STORE_STEPS],
 )
 def test_no_room_in_the_store(full_store: tuple[Bench, SmallDisk], good: str, step: str) -> None:
     bench, disk = full_store

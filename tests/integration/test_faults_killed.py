@@ -133,7 +133,7 @@ def test_there_are_many_kinds_of_points(points: tuple[list[str], str]) -> None:
         assert any(part in kind for kind in (*kinds, *found)), (part, kinds)
 
 
-QUICK = (
+SOME = (
     "v1/temporary/artifact",
     "v1/artifact/",
     "v1/temporary/layer",
@@ -141,16 +141,19 @@ QUICK = (
     "v1/model/",
     "layout/blobs",
 )
+QUICK = ("v1/artifact/", "layout/blobs")
 
 
-@pytest.mark.parametrize("where", QUICK)
+@pytest.mark.parametrize(
+    "where", [pytest.param(where, marks=() if where in QUICK else pytest.mark.slow) for where in SOME]
+)
 def test_killed_at_some_points(
     half_done: tuple[Bench, str], points: tuple[list[str], str], where: str
 ) -> None:
     """The last change of each kind: what was made is whole and not yet, or just, known to be."""
     bench, old = half_done
     found, new = points
-    with_signal = (signal.SIGKILL, signal.SIGINT)[QUICK.index(where) % 2]
+    with_signal = (signal.SIGKILL, signal.SIGINT)[SOME.index(where) % 2]
     number = max(at for at, point in enumerate(found, 1) if where in point)
     done = kill_at(bench, number, with_signal)
     print(found[number - 1])

@@ -43,6 +43,7 @@ def full_test_argv(bench: Bench, *more: str | Path) -> list[str | Path]:
     return [word for word in bench.argv(*more) if word != "--no-test"]
 
 
+@pytest.mark.slow
 def test_odd_names_everywhere(warm: Warm, tmp_path: Path, good: str) -> None:
     """Checkout, store, lock, layout and working directory."""
     folder = tmp_path / ODD

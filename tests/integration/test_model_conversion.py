@@ -194,6 +194,7 @@ def test_nothing_is_set_up_where_only_the_lock_may_be_used(
     assert "edgebuild model setup" in done.stderr
 
 
+@pytest.mark.slow
 def test_full_disk(lend_store: LendStore, make_disk: Callable[[int], SmallDisk], tmp_path: Path) -> None:
     disk = make_disk(24 << 20)
     command = make_edgebuild(tmp_path, lend_store(disk.path / "store"))

@@ -140,6 +140,7 @@ def interrupt(command: Edgebuild, number: signal.Signals, work: Path) -> tuple[i
     return process.returncode, told
 
 
+@pytest.mark.slow
 def test_a_student_learns_and_an_interrupted_training_goes_on(command: Edgebuild) -> None:
     write_tiny_llama(command.folder / "large", layers=4)
     write_tiny_llama(command.folder / "little", layers=2, shards=2, seed=1)
@@ -219,6 +220,7 @@ def test_a_text_that_is_too_short(command: Edgebuild) -> None:
     assert names(command.folder) == before
 
 
+@pytest.mark.slow
 def test_damaged_weights(command: Edgebuild) -> None:
     write_tiny_llama(command.folder / "tiny")
     path = command.folder / "tiny" / "model.safetensors"
@@ -229,6 +231,7 @@ def test_damaged_weights(command: Edgebuild) -> None:
     assert names(command.folder) == before
 
 
+@pytest.mark.slow
 def test_no_room_for_the_model(command: Edgebuild, make_disk: Callable[[int], SmallDisk]) -> None:
     write_tiny_llama(command.folder / "tiny")
     disk = make_disk(1 << 20)

@@ -131,6 +131,7 @@ def test_update_asks_the_network_whatever_the_lock_says(desk: Desk, resolved: Lo
     assert load_lock(desk.path) == resolved, "a failure leaves the file alone"
 
 
+@pytest.mark.slow
 def test_no_lock_and_no_network_is_one_clear_error(desk: Desk) -> None:
     with pytest.raises(ToolError) as caught:
         desk.obtain(network=False)
