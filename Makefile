@@ -5,7 +5,8 @@ MODEL ?= demo
 OUTPUT ?= build
 PYTHON ?= python3
 EDGEBUILD = .venv/bin/edgebuild
-PYTEST = .venv/bin/python -m pytest
+# Files stay whole, so that what their tests share is set up once; a third process works while two wait.
+PYTEST = .venv/bin/python -m pytest -n 3 --dist loadfile
 IMAGE_FLAGS ?=
 
 .DEFAULT_GOAL := help
@@ -37,7 +38,7 @@ image: setup ## Build, check and sign an image: make image PROFILE=pi4 MODEL=my.
 	  --sign "$(OUTPUT)/keys/cosign.key" --password-file "$(OUTPUT)/keys/password" $(IMAGE_FLAGS)
 
 check: setup-dev lint types ## Lint, types and quick tests, in about a minute.
-	@$(PYTEST) -q -n 2 -m "not slow" tests/unit tests/property tests/golden
+	@$(PYTEST) -q -m "not slow" tests/unit tests/property tests/golden
 
 lint: setup-dev
 	@.venv/bin/ruff check .
@@ -47,14 +48,14 @@ types: setup-dev
 	@.venv/bin/mypy
 
 test: setup-dev ## All tests but the slow ones, with real peers.
-	@$(PYTEST) --require-tools -n 2 -m "not slow"
+	@$(PYTEST) --require-tools -m "not slow"
 
 test-full: test ## The tests, then the slow ones: empty stores, many kills, soak.
-	@$(PYTEST) --require-tools -n 2 -m slow
+	@.venv/bin/python -m pytest --require-tools -n 2 -m slow
 
 coverage: setup-dev ## Branch coverage of the tests that are not slow; fails below 90 %.
 	@.venv/bin/coverage erase
-	@.venv/bin/coverage run -m pytest -q --require-tools -n 2 -m "not slow"
+	@.venv/bin/coverage run -m pytest -q --require-tools -n 3 --dist loadfile -m "not slow"
 	@.venv/bin/coverage combine -q
 	@.venv/bin/coverage report --skip-covered
 

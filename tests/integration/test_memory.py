@@ -39,7 +39,9 @@ def measure(setting: Setting, edgebuild: Edgebuild, lock: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("setting", [QUICK, QUICK_EMBEDDER], ids=lambda setting: setting.name)
+@pytest.mark.parametrize(
+    "setting", [QUICK, pytest.param(QUICK_EMBEDDER, marks=pytest.mark.slow)], ids=lambda setting: setting.name
+)
 def test_the_plan_is_what_a_running_image_takes(
     setting: Setting, edgebuild: Edgebuild, built_lock: Path
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_converter_that_crashes(command: Edgebuild, tmp_path: Path) -> None:
     assert not list((tmp_path / "store" / "v1" / "temporary").glob("*"))
 
 
+@pytest.mark.slow
 def test_a_folder_that_changes_while_it_is_converted(command: Edgebuild, tmp_path: Path) -> None:
     """What was made of the changed files is kept under no key: neither the old files' nor the new ones'."""
     folder = copy_demo(tmp_path / "alert")

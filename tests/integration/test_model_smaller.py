@@ -211,6 +211,7 @@ def test_different_vocabularies(command: Edgebuild) -> None:
     assert names(command.folder) == before
 
 
+@pytest.mark.slow
 def test_a_text_that_is_too_short(command: Edgebuild) -> None:
     write_tiny_llama(command.folder / "tiny")
     (command.folder / "short.txt").write_text(WORDS)
