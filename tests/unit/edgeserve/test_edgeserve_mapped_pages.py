@@ -32,13 +32,14 @@ def resident_bytes(path: Path) -> int:
     return found
 
 
-def load(progress: Callable[[float, object], bool]) -> bytearray:
-    """Load as llama.cpp does: tell the progress, and copy meanwhile."""
+def load(progress: Callable[[float, object], bool]) -> list[mmap.mmap]:
+    """Load as llama.cpp does: tell the progress, and copy meanwhile, to memory that was not there before."""
     assert progress(0.0, None)
-    copies = bytearray(b"x") * SIZE
-    assert progress(0.5, None)
-    copies += b"x" * SIZE
-    assert progress(1.0, None)
+    copies = []
+    for share in (0.5, 1.0):
+        copies.append(mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        copies[-1].write(b"x" * SIZE)
+        assert progress(share, None)
     return copies
 
 
