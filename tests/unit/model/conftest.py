@@ -12,6 +12,7 @@ from edgebuild.model.source import ModelFile, load_model
 from tests.support.file_server import FileServer, file_server
 from tests.support.hub import LoopbackHub, running_hub
 from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_llama import write_tiny_llama
 from tests.unit.artifacts.telling import Told, host_at
 
 Load = Callable[..., ModelFile]
@@ -60,3 +61,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Two small models of different weights, by seed."""
     folder = tmp_path_factory.mktemp("models")
     return {str(seed): write_tiny_gguf(folder / f"{seed}.gguf", seed=seed).read_bytes() for seed in range(2)}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A checkpoint of three layers."""
+    return write_tiny_llama(tmp_path / "tiny", layers=3)
