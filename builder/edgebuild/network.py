@@ -87,6 +87,16 @@ class Stop(threading.Event):
         """Learn of the connections that a request opens; a hook of httpx2."""
         request.extensions["trace"] = self._trace
 
+    def release(self, response: httpx2.Response) -> None:
+        """Let go of the connection of an answer that is left unread, so that it ends at its server too when it is closed."""
+        stream = response.extensions.get("network_stream")
+        address = None if stream is None else stream.get_extra_info("client_addr")
+        with self._guard:
+            left = [end for end in self._ends if end.getsockname() == address]
+            for end in left:
+                self._ends.remove(end)
+                end.close()
+
     def _trace(self, event: str, details: Mapping[str, Any]) -> None:
         # https://www.encode.io/httpcore/extensions/, "trace"
         if event.endswith("connect_tcp.complete"):

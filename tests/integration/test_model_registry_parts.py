@@ -14,8 +14,11 @@ import pytest
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import RegistryError
 from edgebuild.gguf_shards import cut_gguf, shard_names
+from edgebuild.host import make_host
+from edgebuild.model.source import find_model
 from edgebuild.oci.digest import Digest
 from edgebuild.pieces import CONNECTIONS, PIECE_BYTES, PIECES_FROM_BYTES
+from edgebuild.progress import SilentProgress
 from tests.integration.test_model_registry import Load, load, push, ranges, store
 from tests.support.built import make_edgebuild
 from tests.support.faulty_registry import Answer, Corrupt, CutResponse, FaultyRegistry, Hang, TokenLogin
@@ -74,6 +77,24 @@ def test_a_registry_without_parts(tmp_path: Path, load: Load, large: bytes) -> N
     with FaultyRegistry(tmp_path / "registry", gives_parts=False) as registry:
         assert load(put(registry.host, large)).path.read_bytes() == large
         assert begins(registry, large) == [0]
+
+
+def test_of_a_registry_without_parts_a_header_takes_no_more_than_it_needs(
+    tmp_path: Path, store: Store, large: bytes
+) -> None:
+    """And its connection does not wait for the rest while the model is decided on."""
+    with FaultyRegistry(tmp_path / "registry", gives_parts=False) as registry:
+        reference = put(registry.host, large)
+        host = make_host(
+            environment={"HOME": str(tmp_path)}, working_directory=tmp_path, cpu_count=1, now_s=0,
+            cache=store.root,
+        )  # fmt: skip
+        with find_model(
+            reference, wanted=("F16",), host=host, store=store, progress=SilentProgress()
+        ) as found:
+            (request,) = [one for one in registry.requests if str(Digest.of(large)) in one.path]
+            assert request.sent_bytes < len(large) // 2
+            assert found.spec.file_bytes == len(large)
 
 
 def test_a_part_that_breaks_is_gone_on_with(

@@ -49,6 +49,7 @@ class FileServer:
         pages: By path.
         asked: Path and Range of every request.
         authorizations: Their Authorization.
+        under_way: Answers that are being sent.
         most_at_once: Answers that were under way at the same time.
         on_gone: Called when a page's lives are over.
         elsewhere: Gives the page of a path that is not in `pages`.
@@ -64,19 +65,19 @@ class FileServer:
         self.elsewhere: Callable[[str], Page | None] = lambda _: None
         self.ended = threading.Event()
         self._guard = threading.Lock()
-        self._under_way = 0
+        self.under_way = 0
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         with self._guard:
-            self._under_way += 1
-            self.most_at_once = max(self.most_at_once, self._under_way)
+            self.under_way += 1
+            self.most_at_once = max(self.most_at_once, self.under_way)
         try:
             self._answer(handler)
         except ConnectionError:
             handler.close_connection = True
         finally:
             with self._guard:
-                self._under_way -= 1
+                self.under_way -= 1
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = handler.path.partition("?")[0]

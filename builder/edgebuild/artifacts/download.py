@@ -196,7 +196,8 @@ class _Transfer:
                 self._write(response.iter_raw(), total_bytes, stop)
                 return
             spread = self._spread(response, have_bytes, total_bytes, idle_s=patience.idle_s)
-        # Step 2. The connection that showed the way is given up, with what little it has sent.
+            # Step 2. The connection that showed the way is given up, with what little it has sent.
+            stop.release(response)
         try:
             with (
                 nullcontext(self._lanes) if self._lanes is not None else make_lanes() as lanes,

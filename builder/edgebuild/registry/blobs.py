@@ -91,7 +91,8 @@ class BlobReading:
             for chunk in _from(response, begin):
                 wanted = chunk if until is None else chunk[: until - self._at]
                 yield from self._counted(wanted)
-                if until is not None and self._at >= until:
+                if self._at == until and (not is_part or len(wanted) < len(chunk)):
+                    self._transport.closing.release(response)
                     break
             return response.url if is_part else None
 

@@ -1,12 +1,14 @@
 """Proxies and certificates of the environment given, not of this process."""
 
+import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from edgebuild.errors import ToolError
-from edgebuild.network import make_client
+from edgebuild.network import Stop, make_client
 from tests.support.file_server import FileServer, Page
 
 
@@ -41,3 +43,15 @@ def test_bad_proxy_is_one_clear_error_without_its_password() -> None:
     with pytest.raises(ToolError) as caught:
         make_client({"https_proxy": "ftp://user:secret@host:99999/"})
     assert "secret" not in caught.value.message
+
+
+def test_an_answer_that_is_left_ends_at_its_server_too(server: FileServer) -> None:
+    """Though the stop stays open."""
+    server.pages["/large"] = Page(bytes(64 << 20))
+    with closing(Stop()) as stop, make_client({}, stop=stop) as client:
+        with client.stream("GET", f"{server.url}/large") as response:
+            stop.release(response)
+        deadline = time.monotonic() + 20
+        while server.under_way:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
