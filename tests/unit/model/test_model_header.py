@@ -1,6 +1,7 @@
 """Headers of models that lie elsewhere: nothing but their beginning is fetched, by servers of every kind."""
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import ModelError, ToolError
 from edgebuild.gguf import read_gguf_header
+from edgebuild.gguf_shards import cut_gguf, shard_names
 from edgebuild.host import Host
 from edgebuild.model.source import find_model
 from edgebuild.model_spec import ModelSpec, make_model_spec
@@ -90,6 +92,36 @@ def test_the_rest_is_fetched_from_where_the_header_ended(
     assert len(hub.api_calls) == 1
     assert store.verify() == ()
     assert not list((store.root / "v1/temporary").glob("*"))
+
+
+def test_of_several_files_each_gives_its_header_and_then_its_rest(
+    hub: LoopbackHub, host: Host, store: Store, told: Told, large: bytes, tmp_path: Path
+) -> None:
+    """Side by side: none is answered before two are asked for."""
+    whole = tmp_path / "whole.gguf"
+    whole.write_bytes(large)
+    blobs = [blob.read() for blob in cut_gguf(whole, shard_bytes=len(large) // 2)]
+    names = [str(name) for name in shard_names("large-F16", len(blobs))]
+    hub.add("acme/large", dict(zip(names, blobs, strict=True)))
+    with find_model("hf://acme/large", wanted=("Q4_K_M",), host=host, store=store, progress=told) as found:
+        assert all(
+            store.find_download(Digest.of(blob), name) is None
+            for name, blob in zip(names, blobs, strict=True)
+        )
+        both = threading.Barrier(2, timeout=20)
+        pages, looked = dict(hub.store.pages), len(hub.store.asked)
+        hub.store.pages.clear()
+
+        def answer(path: str) -> Page:
+            if len(hub.store.asked) - looked < 2:
+                both.wait()
+            return pages[path]
+
+        hub.store.elsewhere = answer
+        model = found.load()
+    assert [path.read_bytes() for path in model.files] == blobs
+    assert (model.spec, model.spec.file_name) == (found.spec, "large-F16.gguf")
+    assert store.verify() == ()
 
 
 def test_a_longer_beginning_of_an_earlier_run_is_kept(
