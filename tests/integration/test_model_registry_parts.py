@@ -36,9 +36,11 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A model of 10 pieces and a bit: what lies behind its tensors is nobody's."""
+    """A model just large enough: what lies behind its tensors is nobody's."""
     gguf = write_tiny_gguf(tmp_path_factory.mktemp("large") / "a.gguf").read_bytes()
-    tail = b"".join(index.to_bytes(4, "little") * 2048 for index in range(10 * PIECE_BYTES // 8192))
+    tail = b"".join(
+        index.to_bytes(4, "little") * 2048 for index in range((PIECES_FROM_BYTES + 2 * MIB) // 8192)
+    )
     return gguf + tail
 
 
@@ -60,7 +62,7 @@ def test_a_large_layer_comes_in_parts(registry: Registry, load: Load, store: Sto
     asked = [one for one in registry.accesses() if one.method == "GET" and str(Digest.of(large)) in one.path]
     assert {one.status for one in asked} == {206}
     sizes = sorted(one.body_bytes for one in asked)
-    assert sizes[-9:] == [PIECE_BYTES] * 9
+    assert sizes[-8:] == [PIECE_BYTES] * 8
     assert MIB in sizes
     assert sum(sizes) == len(large)
 
@@ -129,7 +131,7 @@ def test_wrong_bytes_in_a_part(
     faulty_registry: FaultyRegistry, load: Load, store: Store, large: bytes
 ) -> None:
     reference, path = put(faulty_registry.host, large), str(Digest.of(large))
-    bad = [faulty_registry.inject(Corrupt(), method="GET", path=path, skip=n) for n in (4, 15)]
+    bad = [faulty_registry.inject(Corrupt(), method="GET", path=path, skip=n) for n in (4, 13)]
     with pytest.raises(RegistryError, match="the registry says"):
         load(reference)
     assert [one.hits for one in bad] == [1, 1]
@@ -165,7 +167,7 @@ def test_storage_elsewhere_sees_no_login(tmp_path: Path, load: Load, large: byte
         object.__setattr__(registry.site, "login", login)
         assert load(reference, DOCKER_CONFIG=str(tmp_path)).path.read_bytes() == large
         assert set(storage.authorizations) == {""}
-        assert len(storage.asked) > 10
+        assert len(storage.asked) == 10
         # One question of the registry showed the way for all pieces.
         assert len(ranges(registry, digest)) == 1
         assert 2 <= storage.most_at_once <= CONNECTIONS
