@@ -37,6 +37,16 @@ _LOG_TAIL_LINES = 6
 _ANSWER_BYTES = 1 << 20
 # A vector's length is 1; its numbers have 32 bits and come with nine digits.
 _LENGTH_TOLERANCE = 1e-3
+_TEXT = "ahead"
+# The first pass is as long as the longest text, which takes an emulator minutes; the device sees whether it has the memory.
+_SHORT_TEXTS = {
+    "EDGE_CONTEXT_TOKENS": "64",
+    "EDGE_BATCH_TOKENS": "16",
+    "EDGE_PROMPT_TOKENS": "16",
+    "EDGE_OUTPUT_TOKENS": "1",
+    "EDGE_SLOTS": "1",
+    "EDGE_PAST_CONTEXT": "stop",
+}
 _QUESTION = "alt 42 m; speed 7 m/s; obstacle 30 m left; battery 18 %; temp 41 C; gps ok"
 
 
@@ -158,20 +168,24 @@ def _settings(image: Image, *, port: int, grpc_port: int, cores: int) -> dict[st
     """Set the server up for an emulator on a machine that is not the device."""
     model_bytes = sum(layer.size_bytes for layer in image.layers if layer.role is Role.MODEL)
     grpc = {"EDGE_GRPC_PORT": str(grpc_port)} if _has_grpc(image) else {}
-    return grpc | {
-        "EDGE_HOST": "127.0.0.1",
-        "EDGE_PORT": str(port),
-        # One core stays free: threads that wait for each other in an emulator on a busy machine wait very long.
-        "EDGE_THREADS": str(max(1, cores - 1)),
-        # The device has the memory of the plan; this machine need not.
-        "EDGE_MEMORY_CHECK": "warn",
-        "EDGE_MLOCK": "false",
-        # What the device mounts is not here; that the server insists on it is tested where it can be.
-        "EDGE_REQUIRE_TLS": "false",
-        "EDGE_REQUIRE_CERTIFICATE": "false",
-        "EDGE_REQUIRE_KEY": "false",
-        "EDGE_MODEL_CHECK": "always" if model_bytes <= _EMULATED_HASH_BYTES else "never",
-    }
+    return (
+        grpc
+        | (_SHORT_TEXTS if _vector_length(image) is not None else {})
+        | {
+            "EDGE_HOST": "127.0.0.1",
+            "EDGE_PORT": str(port),
+            # One core stays free: threads that wait for each other in an emulator on a busy machine wait very long.
+            "EDGE_THREADS": str(max(1, cores - 1)),
+            # The device has the memory of the plan; this machine need not.
+            "EDGE_MEMORY_CHECK": "warn",
+            "EDGE_MLOCK": "false",
+            # What the device mounts is not here; that the server insists on it is tested where it can be.
+            "EDGE_REQUIRE_TLS": "false",
+            "EDGE_REQUIRE_CERTIFICATE": "false",
+            "EDGE_REQUIRE_KEY": "false",
+            "EDGE_MODEL_CHECK": "always" if model_bytes <= _EMULATED_HASH_BYTES else "never",
+        }
+    )
 
 
 def _guest_argv(config: Mapping[str, Any], *, cpu_model: str, settings: Mapping[str, str]) -> list[str]:
@@ -249,7 +263,7 @@ def _ask(port: int, model: str, log: IO[bytes]) -> str:
 
 def _ask_vector(port: int, model: str, log: IO[bytes], *, length: int) -> str:
     """Ask for the vector of a text, and see that it is one: as long as the model makes them, of numbers, of length 1."""
-    document = {"model": model, "input": _QUESTION, "encoding_format": "float"}
+    document = {"model": model, "input": _TEXT, "encoding_format": "float"}
     values = _answer(*_post(port, "/v1/embeddings", document, log))["data"][0]["embedding"]
     size = math.hypot(*map(float, values))
     if len(values) != length or not abs(size - 1) < _LENGTH_TOLERANCE:
