@@ -7,6 +7,8 @@ import ctypes
 import gc
 from typing import Final
 
+from edgeserve.records import Record
+
 # mallopt(3), malloc.h of glibc.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Above what llama.cpp takes and gives back for every token: 12 bytes for each of the vocabulary.
@@ -28,20 +30,29 @@ def bound_heap() -> bool:
 
 
 class Sweeper:
-    """Collects garbage soon after a large request.
+    """Collects garbage soon after a large request; an observer of requests, for the event loop.
 
     A refusal and the calls that it came through refer to each other, and these to the request: the collector, which looks at
-    what is old only when much is new, would let that lie for hours. For the event loop.
+    what is old only when much is new, would let that lie for hours.
     """
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
+        self._is_due_again = False
 
-    def after(self, size_bytes: int) -> None:
-        """Hear of a request of so many bytes."""
-        if size_bytes > _LARGE_REQUEST_BYTES and self._timer is None:
+    def on_request(self, record: Record) -> None:
+        """See `Observer`."""
+        if record.size_bytes <= _LARGE_REQUEST_BYTES:
+            return
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._sweep)
+        else:
+            # What it leaves may still be in use when the timer ends.
+            self._is_due_again = True
 
     def _sweep(self) -> None:
-        self._timer = None
         gc.collect()
+        self._timer = None
+        if self._is_due_again:
+            self._is_due_again = False
+            self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._sweep)

@@ -22,6 +22,7 @@ class Record:
         route: Path of HTTP, full method name of gRPC.
         client: Who asked.
         started: When, in seconds of the monotonic clock.
+        size_bytes: Length of the body or message, as far as it was read.
         status: HTTP status, or the same meaning for gRPC; 0 when nothing was sent.
         result: What came of it: a finish reason, the code of an error, "client_gone", "ok" of what does not generate.
         call: What was asked, once it was understood; for requests that generate.
@@ -35,6 +36,7 @@ class Record:
     route: str
     client: Client = ANONYMOUS
     started: float = field(default_factory=time.monotonic)
+    size_bytes: int = 0
     status: int = 0
     result: str = "error"
     call: ChatCall | CompletionCall | EmbeddingCall | None = None

@@ -56,7 +56,6 @@ class Service:
         self._failure_code = exits.ENGINE
         self._signals = 0
         self._prompts: PromptMaker | None = None
-        self._sweeper = Sweeper()
         self._scheduler = Scheduler(
             self._make_engine,
             slots=runtime.engine.slots,
@@ -66,13 +65,13 @@ class Service:
             on_change=self._on_change,
         )
         self._accounts = Accounts(runtime, log, self._scheduler, on_hold=self._on_hold)
+        self._observers = (*self._accounts.observers, Sweeper())
         self._app = App(
             runtime,
             self._scheduler,
             access=access,
             log=log,
-            observers=self._accounts.observers,
-            sweeper=self._sweeper,
+            observers=self._observers,
             metrics=self._accounts.metrics,
         )
         self._server: EdgeServer = make_server(
@@ -163,8 +162,7 @@ class Service:
             self._scheduler,
             access=self._access,
             log=self._log,
-            observers=self._accounts.observers,
-            sweeper=self._sweeper,
+            observers=self._observers,
         )
         host, port = self._runtime.server.host, self._runtime.server.grpc.port
         try:

@@ -33,12 +33,15 @@ _LAST_STATUS_S: Final = 2.0
 # The client's clock ran out a little earlier: it began when the request was sent.
 _CLOCKS_APART_S: Final = 0.25
 
-_RECORD: Final[ContextVar[Record]] = ContextVar("record")
+# A cell, emptied when its call is over: asyncio keeps the context of a timer that was cancelled until its time comes, and
+# with it whatever the request was.
+_RECORD: Final[ContextVar[list[Record]]] = ContextVar("record")
 
 
 def current_record() -> Record:
     """Return the record of the call that runs in this task."""
-    return _RECORD.get()
+    (record,) = _RECORD.get()
+    return record
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -95,8 +98,8 @@ class Gate(grpc.aio.ServerInterceptor):
         parse = handler.request_deserializer
 
         async def answer(_messages: object, context: Context) -> Any:
-            async with self._call(method, context):
-                return await function(await self._messages.read(parse, context), context)
+            async with self._call(method, context) as record:
+                return await function(await self._messages.read(parse, context, record), context)
 
         return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
@@ -105,11 +108,11 @@ class Gate(grpc.aio.ServerInterceptor):
         is_stream = handler.request_streaming
 
         async def answer(messages: Any, context: Context) -> None:
-            async with self._call(method, context):
+            async with self._call(method, context) as record:
                 request = (
                     messages
                     if is_stream
-                    else await self._messages.read(handler.request_deserializer, context)
+                    else await self._messages.read(handler.request_deserializer, context, record)
                 )
                 answers = function(request, context)
                 if not inspect.isasyncgen(answers):
@@ -130,9 +133,9 @@ class Gate(grpc.aio.ServerInterceptor):
             raise ApiError(429, message, kind="rate_limit_error", code="busy", headers=headers)
 
     @asynccontextmanager
-    async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def _call(self, method: str, context: Context) -> AsyncIterator[Record]:
         record = Record(interface="grpc", method="rpc", route=method)
-        _RECORD.set(record)
+        _RECORD.set(cell := [record])
         is_awaited = method.startswith(self._awaited)
         if is_awaited:
             self._running += 1
@@ -149,7 +152,7 @@ class Gate(grpc.aio.ServerInterceptor):
                     address=_address(context.peer()),
                 )
             record.result = "ok"
-            yield
+            yield record
             record.status = 200
         except ApiError as error:
             record.result, record.status = error.code or "invalid", error.status
@@ -173,6 +176,7 @@ class Gate(grpc.aio.ServerInterceptor):
             record.seconds = time.monotonic() - record.started
             for observer in self._observers:
                 observer.on_request(record)
+            cell.clear()
 
 
 def _address(peer: str) -> str:

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgeserve.errors import NO_RETRY, ApiError, invalid
-from edgeserve.heap import Sweeper
+from edgeserve.records import Record
 
 # Quoted: generic in the stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -19,15 +19,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class MessageReader:
     """Reads messages, each the only one of its call; gRPC itself bounds their size."""
 
-    def __init__(self, *, upload_s: float, sweeper: Sweeper) -> None:
+    def __init__(self, *, upload_s: float) -> None:
         self._upload_s = upload_s
-        self._sweeper = sweeper
 
-    async def read(self, parse: Callable[[bytes], Any] | None, context: Context) -> Any:
+    async def read(self, parse: Callable[[bytes], Any] | None, context: Context, record: Record) -> Any:
         """Read the message.
 
         On the wire it is a stream that ends after the first. gRPC itself would wait for it for good, and such calls count
         among those that may run at once. It would also take what cannot be parsed for a fault of the server.
+
+        Args:
+            parse: Makes the message of its bytes.
+            context: The call.
+            record: Told how long the message is.
 
         Raises:
             ApiError: It does not come, or is none.
@@ -40,7 +44,7 @@ class MessageReader:
             raise ApiError(408, message, code="body_timeout", headers=NO_RETRY) from None
         if data is grpc.aio.EOF:
             raise _no_message()
-        self._sweeper.after(len(data))
+        record.size_bytes = len(data)
         try:
             return data if parse is None else parse(data)
         except DecodeError as error:

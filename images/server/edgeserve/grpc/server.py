@@ -19,7 +19,6 @@ from edgeserve.grpc.health import Health
 from edgeserve.grpc.reading import MessageReader
 from edgeserve.grpc.service import SERVICE, Inference
 from edgeserve.grpc.shares import Shares
-from edgeserve.heap import Sweeper
 from edgeserve.log import Log
 from edgeserve.records import Observer
 from edgeserve.scheduler import Scheduler
@@ -59,7 +58,6 @@ class GrpcServer:
         access: Access,
         log: Log,
         observers: Sequence[Observer],
-        sweeper: Sweeper,
     ) -> None:
         self._settings = runtime.server
         self._log = log
@@ -71,7 +69,7 @@ class GrpcServer:
             awaited=SERVICE,
             open_to_all=PROBES,
             door=access.door,
-            messages=MessageReader(upload_s=min(limits.body_s, limits.request_s), sweeper=sweeper),
+            messages=MessageReader(upload_s=min(limits.body_s, limits.request_s)),
             log=log,
             observers=observers,
         )

@@ -14,7 +14,6 @@ from edgeserve.access.opening import Access
 from edgeserve.calls import ChatCall, CompletionCall
 from edgeserve.deadlines import Deadlines, make_deadlines
 from edgeserve.errors import ApiError, not_serving
-from edgeserve.heap import Sweeper
 from edgeserve.http.answer import send_answer
 from edgeserve.http.body import BodyReader
 from edgeserve.http.embeddings import parse_embeddings, send_embeddings
@@ -50,7 +49,6 @@ class App:
         access: Access,
         log: Log,
         observers: Sequence[Observer],
-        sweeper: Sweeper,
         metrics: Metrics | None = None,
     ) -> None:
         self._runtime = runtime
@@ -62,11 +60,7 @@ class App:
         self._generator: Generator | None = None
         self._ready_at = int(time.time())
         limits = runtime.server.limits
-        self._bodies = BodyReader(
-            body_bytes=limits.body_bytes,
-            upload_s=min(limits.body_s, limits.request_s),
-            sweeper=sweeper,
-        )
+        self._bodies = BodyReader(body_bytes=limits.body_bytes, upload_s=min(limits.body_s, limits.request_s))
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/completions": ("POST", self._completion),
@@ -107,6 +101,7 @@ class App:
                 exchange, ApiError(500, "Internal error.", kind="server_error", code="internal")
             )
         finally:
+            record.size_bytes = exchange.received_bytes
             record.status, record.seconds = exchange.status, time.monotonic() - record.started
             for observer in self._observers:
                 observer.on_request(record)

@@ -7,7 +7,6 @@ import json
 from typing import Any, Final
 
 from edgeserve.errors import ApiError, invalid
-from edgeserve.heap import Sweeper
 from edgeserve.http.exchange import Exchange
 from edgeserve.http.strict_json import load_json
 
@@ -17,11 +16,10 @@ _BODIES_IN_MEMORY: Final = 8
 class BodyReader:
     """Reads bodies of at most `body_bytes` each, and of at most a few times that together."""
 
-    def __init__(self, *, body_bytes: int, upload_s: float, sweeper: Sweeper) -> None:
+    def __init__(self, *, body_bytes: int, upload_s: float) -> None:
         self._body_bytes = body_bytes
         self._upload_s = upload_s
         self._room = _BODIES_IN_MEMORY * body_bytes
-        self._sweeper = sweeper
 
     async def read_object(self, exchange: Exchange) -> dict[str, Any]:
         """Read a JSON object.
@@ -64,7 +62,6 @@ class BodyReader:
             raise ApiError(408, message, code="body_timeout", headers={"x-should-retry": "false"}) from None
         finally:
             self._room += size
-            self._sweeper.after(size)
 
     def _too_large(self) -> ApiError:
         message = f"The request body is larger than {self._body_bytes} bytes."

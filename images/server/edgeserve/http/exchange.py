@@ -52,6 +52,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.is_started = False
         self.status = 0
+        self.received_bytes = 0
         self.has_whole_body = False
         self.is_complete = False
         # None where the connection has no addresses: a Unix socket.
@@ -83,7 +84,9 @@ class Exchange:
         if message["type"] == "http.disconnect":
             raise ClientGoneError
         self.has_whole_body = not message.get("more_body", False)
-        return bytes(message.get("body", b""))
+        part = bytes(message.get("body", b""))
+        self.received_bytes += len(part)
+        return part
 
     async def wait_until_gone(self) -> None:
         """Return when the client has closed the connection; call it only after the whole body."""
