@@ -55,8 +55,9 @@ class LoopbackHub:
     ) -> str:
         """Commit files to a branch and return the commit; those of earlier commits stay where they are."""
         self._repositories.add(repository)
-        commit = hashlib.sha1(repr(sorted(files.items())).encode() + branch.encode()).hexdigest()
-        listing = json.dumps(self._listing(repository, commit, files, licence, in_git)).encode()
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        commit = hashlib.sha1(repr(sorted(digests.items())).encode() + branch.encode()).hexdigest()
+        listing = json.dumps(self._listing(repository, commit, files, digests, licence, in_git)).encode()
         for revision in ("", f"/revision/{branch.replace('/', '%2F')}", f"/revision/{commit}"):
             if revision or branch == "main":
                 self.server.pages[f"/api/models/{repository}{revision}"] = Page(
@@ -66,7 +67,7 @@ class LoopbackHub:
             if name in in_git:
                 self.server.pages[f"/{repository}/resolve/{commit}/{name}"] = Page(data, token=token)
                 continue
-            place = f"/{hashlib.sha256(data).hexdigest()}"
+            place = f"/{digests[name]}"
             self.store.pages.setdefault(place, Page(data))
             self.server.pages[f"/{repository}/resolve/{commit}/{name}"] = Page(
                 b"", redirect=f"{self.store.url}{place}?signature=secret", token=token
@@ -86,16 +87,19 @@ class LoopbackHub:
         repository: str,
         commit: str,
         files: Mapping[str, bytes],
+        digests: Mapping[str, str],
         licence: str,
         in_git: tuple[str, ...],
     ) -> dict[str, Any]:
         siblings = []
         for name, data in files.items():
-            blob_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            # Of what git does not hold it holds a pointer.
+            held = data if name in in_git else f"{digests[name]} {len(data)}".encode()
+            blob_id = hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
             sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": blob_id}
             if name not in in_git:
                 sibling["lfs"] = {
-                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "sha256": digests[name],
                     "size": len(data),
                     "pointerSize": 130,
                 }
