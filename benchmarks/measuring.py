@@ -6,7 +6,9 @@ larger. Compilers and the programs under test in an emulator are no part of the 
 children.
 """
 
+import ctypes
 import os
+import platform
 import re
 import subprocess
 import threading
@@ -19,6 +21,9 @@ from pathlib import Path
 _POLL_S = 0.02
 # The compiler with its parts, and what runs in the emulator of a smoke test: the image, not the builder.
 _NOT_OURS = re.compile(r"/(zig|ninja|cmake|\.qemu)$")
+# kcmp(2), for which the C library has no function.
+_KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
+_KCMP_VM = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +148,13 @@ def _tree(pid: int) -> Iterator[int]:
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text("ascii").split():
-                if not _NOT_OURS.search(_program(int(child))):
+                if not _NOT_OURS.search(_program(int(child))) and not _is_one_memory(pid, int(child)):
                     yield from _tree(int(child))
+
+
+def _is_one_memory(pid: int, child: int) -> bool:
+    """Whether a child lives in the memory of its parent, as it does for a moment before it becomes another program (vfork(2))."""
+    return bool(ctypes.CDLL(None).syscall(_KCMP, pid, child, _KCMP_VM, 0, 0) == 0)
 
 
 def _program(pid: int) -> str:

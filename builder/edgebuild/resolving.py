@@ -33,24 +33,21 @@ def resolve_lock(
     with (
         progress.task("resolve Debian packages and wheels") as task,
         closing(Stop()) as stop,
-        ThreadPoolExecutor(8, thread_name_prefix="resolve") as pool,
+        ThreadPoolExecutor(2, thread_name_prefix="resolve") as pool,
     ):
         task.status("apt and package index")
         try:
             wheels = pool.submit(_resolve_requirements, recipes, host, stop)
-            pending = {
-                platform: pool.submit(
-                    _resolve_debian,
-                    recipes,
-                    platform,
-                    host=host,
-                    store=store,
-                    mirrors=source.mirrors,
-                    stop=stop,
-                )
-                for platform in PLATFORMS
-            }
-            resolved = {platform: future.result() for platform, future in pending.items()}
+            # One after the other: each apt takes 65 MB.
+            debian = pool.submit(
+                lambda: {
+                    platform: _resolve_debian(
+                        recipes, platform, host=host, store=store, mirrors=source.mirrors, stop=stop
+                    )
+                    for platform in PLATFORMS
+                }
+            )
+            resolved = debian.result()
             files = wheels.result()
         except BaseException:
             stop.set()
