@@ -120,7 +120,7 @@ def test_the_servers_deadline_holds(llama_host: Path, scripted_model: Path, tmp_
 
 
 def test_a_slow_reader_is_cut_off(llama_host: Path, scripted_model: Path, tmp_path: Path) -> None:
-    overrides = {**ENDLESS, "server.limits.request_s": 1, "server.limits.queue": 0}
+    overrides = {**ENDLESS, "server.limits.request_s": 2, "server.limits.queue": 0}
     with (
         running_server(llama_host, tmp_path, scripted_model, overrides) as server,
         client(server.grpc_target) as opened,
