@@ -3,13 +3,17 @@
 Servers and paths often limit each connection, not the client. Pieces come out in order, so that they can be hashed and
 appended as they come and a broken download leaves a beginning of the file, never one with holes.
 
-Files that are fetched side by side share lanes: a pool of threads, each of which fetches one piece at a time.
+Files that are fetched side by side share lanes: threads, each of which fetches one piece at a time, and the memory that
+pieces take.
 """
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Semaphore
+from types import TracebackType
+from typing import Self
 
 import httpx2
 
@@ -19,8 +23,8 @@ CONNECTIONS = 4
 PIECE_BYTES = 8 << 20
 # Smaller files come by one connection.
 PIECES_FROM_BYTES = 64 << 20
-# Pieces of a file under way or waiting for their turn: all of it that is ever held in memory.
-_AHEAD = CONNECTIONS + 1
+# Pieces under way or waiting for their turn, all that is ever held in memory: of one file, and of all side by side.
+_AHEAD, _AHEAD_IN_ALL = CONNECTIONS + 1, 2 * CONNECTIONS
 
 
 class PieceError(Exception):
@@ -62,12 +66,39 @@ class _Piece:
     fault: Exception | None
 
 
-def make_lanes() -> ThreadPoolExecutor:
-    """Make the lanes of one file, or of several; closing them waits for what is under way."""
-    return ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="piece")
+class Lanes:
+    """Threads and room for the pieces of one file, or of several side by side; closing them waits for what is under way.
+
+    Room is taken before a piece is fetched and given back when its bytes are handed out. Whoever has none waits for it,
+    and whoever waits has none, so that somebody always goes on.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="piece")
+        self._room = Semaphore(_AHEAD_IN_ALL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown()
+
+    def take_room(self, *, waits: bool) -> bool:
+        """Take the room of a piece; False where there is none and one does not wait."""
+        return self._room.acquire(blocking=waits)
+
+    def give_room(self) -> None:
+        """Give it back."""
+        self._room.release()
+
+    def fetch(self, spread: Spread, begin: int, *, client: httpx2.Client) -> "Future[_Piece]":
+        """Fetch the piece that begins there, once a thread is free."""
+        return self._threads.submit(_fetch, spread, begin, client=client)
 
 
-def fetch_pieces(spread: Spread, *, lanes: ThreadPoolExecutor, stop: Stop) -> Generator[bytes]:
+def fetch_pieces(spread: Spread, *, lanes: Lanes, stop: Stop) -> Generator[bytes]:
     """Yield the bytes in order; what came of a piece before it broke is handed out before the fault.
 
     Closing it ends all of its connections at once.
@@ -82,18 +113,21 @@ def fetch_pieces(spread: Spread, *, lanes: ThreadPoolExecutor, stop: Stop) -> Ge
         PieceError: The server answered with something else than the piece.
     """
     with stop.child() as own, spread.connect(own) as client:
-        begins = iter(range(spread.begin, spread.end, PIECE_BYTES))
+        begins = deque(range(spread.begin, spread.end, PIECE_BYTES))
         ahead: deque[Future[_Piece]] = deque()
 
         def refill() -> None:
-            while len(ahead) < _AHEAD and (begin := next(begins, None)) is not None:
-                ahead.append(lanes.submit(_fetch, spread, begin, client=client))
+            while begins and len(ahead) < _AHEAD and lanes.take_room(waits=not ahead):
+                ahead.append(lanes.fetch(spread, begins.popleft(), client=client))
 
         try:
             refill()
             while ahead:
-                piece = ahead.popleft().result()
+                piece = ahead[0].result()
                 yield from piece.chunks
+                ahead.popleft()
+                del piece.chunks[:]
+                lanes.give_room()
                 if piece.fault is not None:
                     raise piece.fault
                 refill()
@@ -102,6 +136,8 @@ def fetch_pieces(spread: Spread, *, lanes: ThreadPoolExecutor, stop: Stop) -> Ge
             if ahead:
                 own.set()
                 wait([future for future in ahead if not future.cancel()])
+            for _ in ahead:
+                lanes.give_room()
 
 
 def _fetch(spread: Spread, begin: int, *, client: httpx2.Client) -> _Piece:

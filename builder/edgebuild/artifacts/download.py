@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from edgebuild.artifacts.tries import (
 from edgebuild.errors import ToolError
 from edgebuild.network import FURTHER_BYTES, Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
-from edgebuild.pieces import PIECES_FROM_BYTES, PieceError, Spread, fetch_pieces, make_lanes, starts_at
+from edgebuild.pieces import PIECES_FROM_BYTES, Lanes, PieceError, Spread, fetch_pieces, starts_at
 from edgebuild.progress import Progress, Task
 
 
@@ -84,7 +83,7 @@ def download(
     progress: Progress,
     patience: Patience = USUAL,
     stop: Stop | None = None,
-    lanes: ThreadPoolExecutor | None = None,
+    lanes: Lanes | None = None,
 ) -> Path:
     """Return the file's path in the store, fetching it if it is not there.
 
@@ -138,7 +137,7 @@ class _Transfer:
         *,
         client: httpx2.Client,
         environment: Mapping[str, str],
-        lanes: ThreadPoolExecutor | None,
+        lanes: Lanes | None,
     ) -> None:
         self._wanted = wanted
         self._arrival = arrival
@@ -200,7 +199,7 @@ class _Transfer:
             stop.release(response)
         try:
             with (
-                nullcontext(self._lanes) if self._lanes is not None else make_lanes() as lanes,
+                nullcontext(self._lanes) if self._lanes is not None else Lanes() as lanes,
                 closing(fetch_pieces(spread, lanes=lanes, stop=stop)) as pieces,
             ):
                 self._write(pieces, total_bytes, stop)

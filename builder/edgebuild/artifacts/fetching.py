@@ -1,7 +1,6 @@
 """Fetches inputs from this host's Debian mirrors and package index, which are looked up once."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from edgebuild.host import Host
 from edgebuild.lock import LockedInput
 from edgebuild.network import Stop, make_client
 from edgebuild.oci.digest import Digest
+from edgebuild.pieces import Lanes
 from edgebuild.progress import Progress
 
 SUITE = "trixie"
@@ -51,7 +51,7 @@ class Fetcher:
         with closing(Stop()) as stop:
             return fetch_side_by_side(items, lambda item, lanes: self._fetch(item, stop, lanes), stop=stop)
 
-    def _fetch(self, item: LockedInput, stop: Stop, lanes: ThreadPoolExecutor) -> Path:
+    def _fetch(self, item: LockedInput, stop: Stop, lanes: Lanes) -> Path:
         digest = Digest(item.sha256)
         if (found := self._store.find_download(digest, item.file)) is not None:
             return found

@@ -5,7 +5,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from edgebuild.network import Stop
-from edgebuild.pieces import make_lanes
+from edgebuild.pieces import Lanes
 
 _AT_ONCE = 4
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def fetch_side_by_side(
-    items: Iterable[Item], fetch: Callable[[Item, ThreadPoolExecutor], Result], *, stop: Stop
+    items: Iterable[Item], fetch: Callable[[Item, Lanes], Result], *, stop: Stop
 ) -> tuple[Result, ...]:
     """Fetch a few at a time and return what came of each, in their order; the first fault ends the others.
 
@@ -26,7 +26,7 @@ def fetch_side_by_side(
     Raises:
         EdgebuildError: What the first one to fail raised.
     """
-    with make_lanes() as lanes, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
+    with Lanes() as lanes, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
         futures = [pool.submit(fetch, item, lanes) for item in items]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -7,7 +7,6 @@ name in the annotation org.opencontainers.image.title.
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from edgebuild.oci import descriptor as media
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.reference import Reference
+from edgebuild.pieces import Lanes
 from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress, Task
 from edgebuild.registry.client import Manifest, RegistryClient, open_client
@@ -201,7 +201,7 @@ class _RegistryModel:
         return Fetched(path=fetched[0].path, source=source, more=tuple(file.path for file in fetched[1:]))
 
     def _fetch_file(
-        self, file: str, layer: Descriptor, begun: Mapping[Digest, Path], lanes: ThreadPoolExecutor
+        self, file: str, layer: Descriptor, begun: Mapping[Digest, Path], lanes: Lanes
     ) -> "_File":
         name = _file_name(file)
         if not layer.media_type.endswith(_PACKED):
@@ -212,9 +212,7 @@ class _RegistryModel:
         path = unpack(packed, layer.digest, name, place=place, store=self._store, progress=self._progress)
         return _File(path=path, name=name, sha256="")
 
-    def _fetch_blob(
-        self, layer: Descriptor, name: str, begun: Path | None, lanes: ThreadPoolExecutor
-    ) -> Path:
+    def _fetch_blob(self, layer: Descriptor, name: str, begun: Path | None, lanes: Lanes) -> Path:
         client = self._client
 
         def fetch(arrival: Arrival, task: Task) -> None:

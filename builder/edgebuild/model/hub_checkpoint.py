@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from edgebuild.model.hub_api import Hub, HubFile, Listing
 from edgebuild.model.reference import HubReference
 from edgebuild.network import Stop, make_client, retry_after_s
 from edgebuild.oci.digest import Digest
+from edgebuild.pieces import Lanes
 from edgebuild.plan import ModelSource
 from edgebuild.progress import Progress
 
@@ -159,7 +159,7 @@ class _Desk:
             here = fetch_side_by_side(wanted, lambda file, lanes: self._fetch(file, stop, lanes), stop=stop)
         return {file.path: one for file, one in zip(wanted, here, strict=True)}
 
-    def _fetch(self, file: HubFile, stop: Stop, lanes: ThreadPoolExecutor) -> _Here:
+    def _fetch(self, file: HubFile, stop: Stop, lanes: Lanes) -> _Here:
         if not file.sha256:
             return self._fetch_blob(file, stop)
         path = download(

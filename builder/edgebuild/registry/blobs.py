@@ -9,14 +9,13 @@
 
 import re
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import httpx2
 
 from edgebuild.network import FURTHER_BYTES
 from edgebuild.oci.digest import Digest
-from edgebuild.pieces import PIECES_FROM_BYTES, PieceError, Spread, fetch_pieces
+from edgebuild.pieces import PIECES_FROM_BYTES, Lanes, PieceError, Spread, fetch_pieces
 from edgebuild.registry.faults import TransientError, faults, lie
 from edgebuild.registry.transport import Request, Transport
 
@@ -34,7 +33,7 @@ class BlobReading:
         size_bytes: int | None,
         offset_bytes: int,
         upto_bytes: int | None,
-        lanes: ThreadPoolExecutor | None,
+        lanes: Lanes | None,
     ) -> None:
         """Make ready; nothing is asked yet. See `RegistryClient.stream_blob`."""
         self._transport = transport
@@ -96,7 +95,7 @@ class BlobReading:
                     break
             return response.url if is_part else None
 
-    def _pieces(self, url: httpx2.URL, end: int, lanes: ThreadPoolExecutor) -> Iterator[bytes]:
+    def _pieces(self, url: httpx2.URL, end: int, lanes: Lanes) -> Iterator[bytes]:
         # Step 3.
         transport, begin = self._transport, self._at
         spread = Spread(

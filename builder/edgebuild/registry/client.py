@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.reference import Reference
 from edgebuild.oci.referrers import fallback_tag
+from edgebuild.pieces import Lanes
 from edgebuild.progress import Progress
 from edgebuild.registry.blobs import BlobReading
 from edgebuild.registry.faults import RefusedError, lie
@@ -163,7 +163,7 @@ class RegistryClient:
         size_bytes: int | None = None,
         offset_bytes: int = 0,
         upto_bytes: int | None = None,
-        lanes: ThreadPoolExecutor | None = None,
+        lanes: Lanes | None = None,
     ) -> Generator[bytes]:
         """Yield a blob as it comes, from a place on; whoever reads compares its digest.
 

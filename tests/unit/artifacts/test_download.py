@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from edgebuild.artifacts.tries import Patience
 from edgebuild.errors import ToolError
 from edgebuild.network import Stop, make_client
 from edgebuild.oci.digest import Digest
-from edgebuild.pieces import PIECE_BYTES, PIECES_FROM_BYTES, Spread, fetch_pieces, make_lanes
+from edgebuild.pieces import PIECE_BYTES, PIECES_FROM_BYTES, Lanes, Spread, fetch_pieces
 from tests.support.file_server import FileServer, Page, file_server
 from tests.unit.artifacts.telling import Told
 
@@ -292,6 +292,33 @@ def test_stop_ends_connections_that_wait(server: FileServer, store: Store, told:
         assert time.monotonic() - begin < 10
 
 
+def test_files_side_by_side_share_the_room_for_pieces(server: FileServer) -> None:
+    server.pages["/f.whl"] = Page(LARGE)
+    spread = Spread(
+        url=f"{server.url}/f.whl", headers=dict, begin=0, end=len(LARGE),
+        connect=lambda stop: make_client({}, stop=stop, idle_s=60),
+    )  # fmt: skip
+    has_begun = threading.Event()
+    with closing(Stop()) as stop, Lanes() as lanes, ExitStack() as stack:
+        first, second, third = (
+            stack.enter_context(closing(fetch_pieces(spread, lanes=lanes, stop=stop))) for _ in range(3)
+        )
+        assert LARGE.startswith(next(first))
+        assert LARGE.startswith(next(second))
+
+        def begin_third() -> None:
+            assert LARGE.startswith(next(third))
+            has_begun.set()
+
+        thread = threading.Thread(target=begin_third)
+        thread.start()
+        assert not has_begun.wait(0.5)
+        assert len(server.asked) == 8
+        first.close()
+        thread.join(30)
+        assert has_begun.is_set()
+
+
 def test_pieces_that_nobody_wants_any_more_are_ended_at_once(server: FileServer) -> None:
     """As when the disk is full: connections that wait for bytes must not hold the end up."""
     server.pages["/f.whl"] = Page(LARGE, silent_from=PIECE_BYTES)
@@ -300,7 +327,7 @@ def test_pieces_that_nobody_wants_any_more_are_ended_at_once(server: FileServer)
         connect=lambda stop: make_client({}, stop=stop, idle_s=60),
     )  # fmt: skip
     with (
-        closing(Stop()) as stop, make_lanes() as lanes,
+        closing(Stop()) as stop, Lanes() as lanes,
         closing(fetch_pieces(spread, lanes=lanes, stop=stop)) as pieces,
     ):  # fmt: skip
         assert LARGE.startswith(next(pieces))
