@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.peers.bridge import BRIDGE_PREFIX
 from tests.support.peers.docker import DockerDaemon
-from tests.support.peers.fetch import cache_root
 from tests.support.peers.registry import Registry
 from tests.support.peers.tool import Tool
 from tests.support.tiny_image import TinyImage, write_tiny_image
@@ -201,8 +201,10 @@ def test_nothing_outlives_a_test_run(dockerd20: DockerDaemon, busybox_amd64: Pat
             time.sleep(0.1)
         assert leftovers(folder, seconds) == []
     # What a killed run leaves (a folder, empty control groups, a bridge) the next run takes away.
-    bridges_of = [note.read_text("ascii") for note in (cache_root() / "bridges").iterdir()]
+    owners = [
+        alias.read_text("ascii").strip() for alias in Path("/sys/class/net").glob(f"{BRIDGE_PREFIX}*/ifalias")
+    ]
     for pid, folder in ended:
         assert not Path(folder).exists()
         assert not list(Path("/sys/fs/cgroup").glob(f"**/edgebuild-{Path(folder).name}"))
-        assert pid not in bridges_of
+        assert pid not in owners

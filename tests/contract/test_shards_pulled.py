@@ -4,6 +4,8 @@ What a client keeps of a pull that fails for good is its own affair: Docker 20.1
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from tests.contract.test_images_docker import AS_ON_A_DEVICE
 from tests.support.built import make_edgebuild
 from tests.support.containers import answer, wait_ready
 from tests.support.faulty_registry import Answer, CutResponse, FaultyRegistry, Hang
-from tests.support.peers.docker import DockerDaemon
+from tests.support.fixtures import Peers
+from tests.support.peers.docker import DockerDaemon, running_dockerd
 from tests.support.peers.tool import Tool
 
 pytestmark = pytest.mark.peers
@@ -97,24 +100,28 @@ def test_docker_goes_on_where_a_shard_broke(dockerd: DockerDaemon, pushed: Pushe
         dockerd.docker("image", "rm", "--force", pushed.reference, check=False)
 
 
-def test_containerd_keeps_the_shards_of_a_pull_that_failed(dockerd28: DockerDaemon, pushed: Pushed) -> None:
+@pytest.fixture
+def fresh_dockerd(peers: Peers) -> Iterator[DockerDaemon]:
+    """One whose containerd has not written anything: after every hundredth it collects what no image needs (gc.mutation_threshold)."""
+    with ExitStack() as stack:
+        yield peers.enter(stack, running_dockerd("dockerd28", containerd_store=True))
+
+
+def test_containerd_keeps_the_shards_of_a_pull_that_failed(
+    fresh_dockerd: DockerDaemon, pushed: Pushed
+) -> None:
     path = pushed.shards[BROKEN][0]
     # The others have come meanwhile.
     pushed.registry.inject(Hang(seconds=2), method="GET", path=path)
     refused = pushed.registry.inject(Answer(status=404), method="GET", path=path, times=20)
     before = len(pushed.registry.requests)
-    try:
-        assert dockerd28.docker("pull", pushed.reference, check=False).returncode != 0
-        first = pushed.fetched(before)
-        assert all(first[number] == pushed.whole(number) for number in range(4) if number != BROKEN)
-        refused.end()
-        before = len(pushed.registry.requests)
-        dockerd28.docker("pull", pushed.reference)
-        assert pushed.fetched(before) == [
-            pushed.whole(number) if number == BROKEN else [] for number in range(4)
-        ]
-    finally:
-        dockerd28.docker("image", "rm", "--force", pushed.reference, check=False)
+    assert fresh_dockerd.docker("pull", pushed.reference, check=False).returncode != 0
+    first = pushed.fetched(before)
+    assert all(first[number] == pushed.whole(number) for number in range(4) if number != BROKEN)
+    refused.end()
+    before = len(pushed.registry.requests)
+    fresh_dockerd.docker("pull", pushed.reference)
+    assert pushed.fetched(before) == [pushed.whole(number) if number == BROKEN else [] for number in range(4)]
 
 
 def test_skopeo_goes_on_with_the_shard_that_broke(skopeo: Tool, pushed: Pushed, tmp_path: Path) -> None:

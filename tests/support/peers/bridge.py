@@ -20,7 +20,7 @@ _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
 _SIOCBRADDBR, _SIOCBRDELBR = 0x89A0, 0x89A1
 _IFF_UP = 1
 _NUMBERS = range(1, 200)
-_PREFIX = "ebtest"
+BRIDGE_PREFIX = "ebtest"
 _INTERFACES = Path("/sys/class/net")
 
 
@@ -35,7 +35,7 @@ def bridge() -> Iterator[tuple[str, int]]:
     """
     _remove_orphans()
     number = _add_first_free()
-    name = f"{_PREFIX}{number}"
+    name = f"{BRIDGE_PREFIX}{number}"
     try:
         _alias(name).write_text(str(os.getpid()), "ascii")
         _ioctl(_SIOCSIFADDR, _address_request(name.encode(), f"10.213.{number}.1"))
@@ -53,17 +53,17 @@ def _alias(name: str) -> Path:
 def _add_first_free() -> int:
     for number in _NUMBERS:
         try:
-            _ioctl(_SIOCBRADDBR, f"{_PREFIX}{number}".encode() + b"\0")
+            _ioctl(_SIOCBRADDBR, f"{BRIDGE_PREFIX}{number}".encode() + b"\0")
         except OSError as error:
             if error.errno == errno.EEXIST:
                 continue
             raise PeerUnavailableError(f"cannot make a network bridge: {error}") from error
         return number
-    raise PeerUnavailableError(f"all {len(_NUMBERS)} network bridges {_PREFIX}… are taken")
+    raise PeerUnavailableError(f"all {len(_NUMBERS)} network bridges {BRIDGE_PREFIX}… are taken")
 
 
 def _remove_orphans() -> None:
-    for interface in _INTERFACES.glob(f"{_PREFIX}*"):
+    for interface in _INTERFACES.glob(f"{BRIDGE_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):  # another process takes it away now
             # One without an owner is just being made.
             owner = _alias(interface.name).read_text("ascii").strip()
