@@ -20,6 +20,7 @@ from tests.support.tiny_embedder import write_tiny_bert
 from tests.support.tiny_gguf import write_tiny_gguf
 
 TOLERANCE = 0.1
+ATTEMPTS = 4
 BUFFERS = Path(__file__).parents[1] / "support/llama_buffers.py"
 
 
@@ -29,10 +30,10 @@ def measure(setting: Setting, edgebuild: Edgebuild, lock: Path) -> None:
 
     image = build_image(setting, edgebuild.folder, build=build)
     need_bytes = image.runtime["memory"]["need_bytes"]
-    used = use_to_the_full(image)
-    if need_bytes > used.peak_bytes * (1 + TOLERANCE):
-        # The plan is for the largest step: with prompts that come to the engine one by one, on a busy machine, there was none.
-        used = use_to_the_full(image)
+    used, attempts = use_to_the_full(image), 1
+    # The plan is for the largest step: with prompts that come to the engine one by one, on a busy machine, there was none.
+    while need_bytes > used.peak_bytes * (1 + TOLERANCE) and attempts < ATTEMPTS:
+        used, attempts = use_to_the_full(image), attempts + 1
     ratio = need_bytes / used.peak_bytes
     assert 1 - TOLERANCE <= ratio <= 1 + TOLERANCE, (
         f"{setting.name}: {need_bytes / 1e6:.1f} MB planned, {used.peak_bytes / 1e6:.1f} MB taken ({ratio:.3f}): {used.parts}"
