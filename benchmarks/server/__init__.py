@@ -2,7 +2,7 @@
 
 The image is built with a model of random weights, unpacked, and its entrypoint started in it. All contenders stand side
 by side and take turns; none works while another is asked. They are started anew several times, each time another first:
-where a process lies in memory makes up to a tenth of its speed on a virtual machine, and that is settled when it starts.
+of one server started several times over on a virtual machine, the first was a tenth slower than the last.
 """
 
 import time

@@ -13,8 +13,8 @@ from uv import find_uv_bin
 
 from edgebuild.smoke import free_port
 from tests.support.peers.fetch import peer_prefix
-from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, loader_argv
-from tests.support.unpacked import Running, Unpacked, running, wait_for_log
+from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, loader_argv, running
+from tests.support.unpacked import Running, Unpacked, wait_for_log
 
 LLAMA_SERVER, LLAMA_CPP_PYTHON = "llama-server", "llama_cpp.server"
 # What `llama_cpp.server` imports (the extra "server" in llama-cpp-python's pyproject.toml).

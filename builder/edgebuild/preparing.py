@@ -102,33 +102,29 @@ def prepare(
     found: dict[str, Prepared] = {}
     for profile in request.profiles:
         choice, failed = choices[profile.name], list[Judgement]()
+        # Each round makes one more type, or the next better one takes the place of one that failed: so it ends.
         while True:
-            before = None
-            # Each round makes one more type or changes nothing, so it ends.
-            while choice != before:
-                before = choice
-                if choice.quantization not in made:
-                    made[choice.quantization] = make(choice.quantization)
-                    versions[choice.quantization] = Version(
-                        spec=made[choice.quantization].spec, is_estimate=False
-                    )
-                choice = _choose_again(request, profile, versions, failed)
-                if choice != before:
-                    size = format_bytes(versions[before.quantization].spec.file_bytes)
-                    context.progress.note(
-                        f"{profile.name}: {before.quantization} came out at {size}; so {name_choice(choice)}, not {name_choice(before)}"
-                    )
-            judged = judge(profile, made[choice.quantization])
+            name = choice.quantization
+            if name not in made:
+                made[name] = make(name)
+                versions[name] = Version(spec=made[name].spec, is_estimate=False)
+            if (again := _choose_again(request, profile, versions, failed)) != choice:
+                size = format_bytes(versions[name].spec.file_bytes)
+                context.progress.note(
+                    f"{profile.name}: {name} came out at {size}; so {name_choice(again)}, not {name_choice(choice)}"
+                )
+                choice = again
+                continue
+            judged = judge(profile, made[name])
             if judged is None or not judged.failures:
                 break
-            # Weights get better with each round, so this ends too.
             failed.append(judged)
             choice = _choose_again(request, profile, versions, failed)
             context.progress.note(
-                f"{profile.name}: {judged.quality.quantization} is past the gates ({'; '.join(judged.failures)}); so {name_choice(choice)}"
+                f"{profile.name}: {name} is past the gates ({'; '.join(judged.failures)}); so {name_choice(choice)}"
             )
         found[profile.name] = Prepared(
-            model=made[choice.quantization], choice=choice, quality=judged.quality if judged else None
+            model=made[name], choice=choice, quality=judged.quality if judged else None
         )
     return found
 

@@ -14,10 +14,9 @@ from typing import Any
 from edgebuild.oci.layout import read_layout
 from edgebuild.sandbox import make_mount_points, sandbox_argv
 from edgebuild.unpacking import run_section, unpack
-from tests.support.peers.tool import wait_until
+from tests.support.peers.tool import running, wait_until
 
 _START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 30.0
 _PORT = re.compile(r" start .* port=(\d+)")
 
 
@@ -125,31 +124,6 @@ def running_image(
             ready_s=ready_s,
             log=log,
         )
-
-
-@contextmanager
-def running(
-    argv: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program with its output in a file, until the block ends."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            argv,
-            env=environment,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def wait_for_log(process: "subprocess.Popen[bytes]", log: Path, text: str) -> float:

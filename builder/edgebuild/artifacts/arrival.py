@@ -7,13 +7,12 @@
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edgebuild.artifacts.files import store_fault
+from edgebuild.artifacts.files import size_so_far, store_fault
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import EdgebuildError
 from edgebuild.oci.blob import CHUNK_BYTES
@@ -68,7 +67,7 @@ def receive(
     def build(folder: Path) -> None:
         # Step 2.
         partial = store.scratch("partial") / expected.digest.hex
-        if expected.begun is not None and _size(expected.begun) > _size(partial):
+        if expected.begun is not None and size_so_far(expected.begun) > size_so_far(partial):
             expected.begun.replace(partial)
         with progress.task(f"download {expected.title}", total_bytes=expected.size_bytes or None) as task:
             for last in (False, True):
@@ -86,12 +85,6 @@ def receive(
 
     entry = store.make("download", expected.digest, build, hashed={expected.file: expected.digest})
     return store.find_download(expected.digest, expected.file) or entry / expected.file
-
-
-def _size(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size
-    return 0
 
 
 class Arrival:

@@ -6,12 +6,12 @@ something is wanted, and then left.
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import httpx2
 
 from edgebuild.artifacts.download import Wanted, download_failure, refuse
+from edgebuild.artifacts.files import size_so_far
 from edgebuild.artifacts.tries import USUAL, GaveUpError, Patience, Tries, TryAgainError
 from edgebuild.network import FURTHER_BYTES, Stop, make_client
 from edgebuild.pieces import starts_at
@@ -44,14 +44,14 @@ def fetch_beginning(
     """
     tries = Tries(patience, Stop())
     while True:
-        before_bytes = _size(into)
+        before_bytes = size_so_far(into)
         try:
             with make_client(environment, idle_s=patience.idle_s) as client:
                 return _fetch(client, wanted, into, upto=upto)
         except (httpx2.TooManyRedirects, httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:
             raise download_failure(wanted, str(error), hint=wanted.hints.refused) from error
         except (httpx2.TransportError, TryAgainError) as error:
-            if _size(into) >= before_bytes + FURTHER_BYTES:
+            if size_so_far(into) >= before_bytes + FURTHER_BYTES:
                 tries.progressed()
             try:
                 tries.wait(error)
@@ -60,7 +60,7 @@ def fetch_beginning(
 
 
 def _fetch(client: httpx2.Client, wanted: Wanted, into: Path, *, upto: int) -> int | None:
-    have = _size(into)
+    have = size_so_far(into)
     headers = {**wanted.headers, "Accept-Encoding": "identity", "Range": f"bytes={have}-{upto - 1}"}
     with client.stream("GET", wanted.url, headers=headers) as response, into.open("ab") as file:
         if response.status_code not in {200, 206}:
@@ -87,9 +87,3 @@ def _total(response: httpx2.Response) -> int:
         return int(found[1]) if found else 0
     text = response.headers.get("content-length", "")
     return int(text) if text.isdecimal() else 0
-
-
-def _size(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size
-    return 0

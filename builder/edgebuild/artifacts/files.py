@@ -39,6 +39,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def size_so_far(path: Path) -> int:
+    """Return the bytes of a file that is being fetched; 0 where nothing has come."""
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
 def foreign_stamp(path: Path) -> list[int]:
     """Name what changes when a file is written or replaced: device, inode, size, times in nanoseconds."""
     status = path.stat()

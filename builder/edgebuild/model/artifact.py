@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.artifacts.arrival import Arrival, Expected, receive
+from edgebuild.artifacts.files import size_so_far
 from edgebuild.artifacts.side_by_side import fetch_side_by_side
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
@@ -124,7 +125,7 @@ class _RegistryModel:
         store: Store,
         progress: Progress,
     ) -> None:
-        """Args as follows.
+        """Take what was found; nothing of it is fetched yet.
 
         Args:
             client: The connection.
@@ -168,9 +169,8 @@ class _RegistryModel:
 
     def _remote(self, file: str, layer: Descriptor) -> RemoteFile:
         def extend(into: Path, upto: int) -> int:
-            have = into.stat().st_size if into.exists() else 0
             chunks = self._client.stream_blob(
-                layer.digest, size_bytes=layer.size_bytes, offset_bytes=have, upto_bytes=upto
+                layer.digest, size_bytes=layer.size_bytes, offset_bytes=size_so_far(into), upto_bytes=upto
             )
             with into.open("ab") as opened:
                 for chunk in chunks:

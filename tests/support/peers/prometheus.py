@@ -2,7 +2,6 @@
 
 import json
 import socket
-import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.peers.fetch import peer_prefix
-from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, Completed, run, wait_until
+from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, Completed, run, running, wait_until
 
 _START_TIMEOUT_S = 30
-_STOP_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,28 +65,17 @@ def running_prometheus(folder: Path, configuration: Path) -> Iterator[Prometheus
     # It does not tell which port it was given, so it is given one.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                *ENDS_WITH_US, program, f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            env={"PATH": BASE_PATH}, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
+    argv: list[str | Path] = [
+        *ENDS_WITH_US, program, f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]  # fmt: skip
+    with running(argv, log=log, environment={"PATH": BASE_PATH}, cwd=folder) as process:
         wait_until(
             lambda: _is_ready(port),
             lambda: process.poll() is None,
             log=log, what="prometheus", timeout_s=_START_TIMEOUT_S,
         )  # fmt: skip
         yield Prometheus(port=port)
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def promtool(*arguments: str | Path, stdin: bytes | None = None, cwd: Path | None = None) -> Completed:

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.peers.fetch import peer_prefix
-from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, wait_until
+from tests.support.peers.tool import BASE_PATH, ENDS_WITH_US, running, wait_until
 
 USERNAME = "edge"
 PASSWORD = "loopback-only"
 # Of PASSWORD, cost 4; the registry's htpasswd takes bcrypt alone.
 _PASSWORD_BCRYPT = "$2b$04$qHcL.tdMSF5/BDkYPci5HuEdUO8vbZwgyH4nJbIN29V2ePiSdLZXe"
 _START_TIMEOUT_S = 30
-_STOP_TIMEOUT_S = 10
 
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 
@@ -114,13 +112,9 @@ def running_registry(folder: Path, *, login: bool = False) -> Iterator[Registry]
     program = peer_prefix("registry") / "usr/bin/docker-registry"
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "registry.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*ENDS_WITH_US, program, "serve", _write_configuration(folder, login=login)],
-            env={"PATH": BASE_PATH, "HOME": os.fspath(folder)},
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
+    argv: list[str | Path] = [*ENDS_WITH_US, program, "serve", _write_configuration(folder, login=login)]
+    environment = {"PATH": BASE_PATH, "HOME": os.fspath(folder)}
+    with running(argv, log=log, environment=environment) as process:
         wait_until(
             lambda: _port_in(log) is not None,
             lambda: process.poll() is None,
@@ -135,13 +129,6 @@ def running_registry(folder: Path, *, login: bool = False) -> Iterator[Registry]
             username=USERNAME if login else None,
             password=PASSWORD if login else None,
         )
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _port_in(log: Path) -> int | None:

@@ -4,7 +4,8 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,8 @@ BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The kernel ends such a server when the test run ends in any way, by SIGKILL too.
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+_STOP_TIMEOUT_S = 30.0
 
 
 def loader_argv(prefix: Path, program: str, *, folders: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -137,6 +140,31 @@ def run(
     if check and result.returncode != 0:
         raise AssertionError(result.describe())
     return result
+
+
+@contextmanager
+def running(
+    argv: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server with its output in a file, until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv,
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def wait_until(
