@@ -1,6 +1,7 @@
 """Copying and hashing at once: every way of copying, and sources that change meanwhile."""
 
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Callable
@@ -80,6 +81,30 @@ def test_every_way_copies_what_it_hashes(ways: tuple[copying.Way, ...], source: 
     assert found == Digest.of(raw)
     assert told == sorted(told)
     assert told[-1] == len(raw)
+
+
+@pytest.mark.parametrize("error", [errno.ENODEV, errno.EINVAL])
+def test_a_file_system_that_maps_nothing_is_read_through_a_buffer(
+    error: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_to_map(*_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(mmap, "mmap", refuse_to_map)
+    raw = b"before" + source.read_bytes()
+    assert copy(Blob((b"before", source), len(raw)), tmp_path / "out") == Digest.of(raw)
+    assert (tmp_path / "out").read_bytes() == raw
+
+
+def test_what_fails_while_mapping_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory left")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    with pytest.raises(OSError, match="no memory left"):
+        copy(Blob.of_file(source), tmp_path / "out")
 
 
 def test_small_and_empty_files_need_no_thread(tmp_path: Path) -> None:
