@@ -1,6 +1,7 @@
 """recipe.toml: what a recipe declares of itself. People write it, so it is checked whole."""
 
 import ast
+import functools
 import hashlib
 import re
 import tomllib
@@ -164,16 +165,23 @@ class Recipe:
     def _imported(self, script: Path, known: tuple[Path, ...]) -> tuple[Path, ...]:
         """List the modules of the library that a program imports at its top, and those that they import."""
         try:
-            tree = ast.parse(script.read_bytes())
+            names = _imports(script.read_bytes())
         except (OSError, SyntaxError) as error:
             raise ToolError(f"recipe {self.name}: {script} cannot be read: {error}") from error
-        names = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-        names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-        for name in sorted(name for name in names if name):
+        for name in names:
             path = self.images / _LIBRARY / f"{name}.py"
             if path.is_file() and path not in known:
                 known = self._imported(path, (*known, path))
         return known
+
+
+@functools.cache
+def _imports(program: bytes) -> tuple[str, ...]:
+    """List what a program imports at its top, sorted. Recipes share their library, so each file is parsed once."""
+    body = ast.parse(program).body
+    names = {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
+    names |= {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    return tuple(sorted(names))
 
 
 def is_source(path: Path) -> bool:

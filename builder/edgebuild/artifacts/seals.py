@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from edgebuild.canonical import canonical_json
 from edgebuild.errors import StoreError
@@ -21,9 +22,8 @@ from edgebuild.oci.digest import Digest
 _FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
-    """What the file system says of a file; any change of its bytes changes it.
+class Stamp(NamedTuple):
+    """What the file system says of a file; any change of its bytes changes it. Written as these four numbers.
 
     Attributes:
         inode: Number of the file.
@@ -52,14 +52,9 @@ class Stamp:
             ctime_ns=status.st_ctime_ns,
         )
 
-    def to_json(self) -> list[int]:
-        """Give the four numbers."""
-        return [self.inode, self.size_bytes, self.mtime_ns, self.ctime_ns]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedPath:
-    """One path of an entry.
+class SealedPath(NamedTuple):
+    """One path of an entry. Written as these four values.
 
     Attributes:
         kind: "file", "folder" or "link".
@@ -93,21 +88,7 @@ class Seal:
 
     def to_json(self) -> bytes:
         """Write it down."""
-        return canonical_json(
-            {
-                "format": _FORMAT,
-                "entry": self.entry,
-                "paths": {
-                    name: [
-                        path.kind,
-                        path.executable,
-                        path.content,
-                        path.stamp.to_json() if path.stamp else None,
-                    ]
-                    for name, path in self.paths.items()
-                },
-            }
-        )
+        return canonical_json({"format": _FORMAT, "entry": self.entry, "paths": self.paths})
 
     @classmethod
     def parse(cls, raw: bytes, folder: Path) -> "Seal | None":
@@ -188,11 +169,7 @@ def hash_file(path: Path) -> Digest:
 
 
 def _sealed_path(kind: str, executable: bool, content: str, stamp: list[int] | None) -> SealedPath:  # noqa: FBT001
-    read = None
-    if stamp is not None:
-        inode, size_bytes, mtime_ns, ctime_ns = stamp
-        read = Stamp(inode=inode, size_bytes=size_bytes, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
-    return SealedPath(kind=kind, executable=executable, content=content, stamp=read)
+    return SealedPath(kind, executable, content, None if stamp is None else Stamp(*stamp))
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -223,14 +200,17 @@ def _describe(path: Path, known: Digest | None = None) -> SealedPath:
     )
 
 
-def _walk(folder: str, above: str = "") -> Iterator[tuple[str, os.stat_result]]:
+def _walk(folder: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield every path below `folder` and its status, as fast as Python can: every build looks at thousands."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = above + entry.name
-            yield name, entry.stat(follow_symlinks=False)
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, f"{name}/")
+    folders = [(folder, "")]
+    while folders:
+        path, above = folders.pop()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = above + entry.name
+                yield name, entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append((entry.path, f"{name}/"))
 
 
 def _looks_like(folder: Path, name: str, status: os.stat_result, sealed: SealedPath) -> bool:
