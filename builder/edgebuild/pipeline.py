@@ -6,15 +6,16 @@
 Nothing has a name before the last step, and a layout takes effect when the checker has read it back, so whatever fails leaves the layout and the registry's tags as they were.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgebuild import __version__
 from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
-from edgebuild.bench.native import bench_image
-from edgebuild.bench.result import BenchResult
 from edgebuild.choice import Choice
 from edgebuild.contents import BakedFile, make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
@@ -56,8 +57,11 @@ from edgebuild.profile import DeviceProfile
 from edgebuild.quality import Judgement, Quality
 from edgebuild.request import BuildResult, BuiltImage, Context, ImageRequest, ImportanceRequest, LockOptions
 from edgebuild.sandbox import SandboxUnavailableError
-from edgebuild.smoke import SmokeResult, smoke_test
 from edgebuild.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from edgebuild.bench.result import BenchResult
+    from edgebuild.smoke import SmokeResult
 
 
 def build_images(request: ImageRequest, context: Context) -> BuildResult:
@@ -275,6 +279,8 @@ def evaluate_types(
 
 def test_image(image: Image, *, engine: NativeEngine, context: Context) -> SmokeResult:
     """Start one image on its profile's processor model and ask it a question."""
+    from edgebuild.smoke import smoke_test  # noqa: PLC0415 - builds that test nothing do without the HTTP client
+
     qemu = engine.emulator(image.platform)
     with context.store.workplace("smoke") as scratch:
         return smoke_test(image, qemu=qemu, scratch=scratch, host=context.host, progress=context.progress)
@@ -312,6 +318,8 @@ def bench_layout(path: Path, profile: str | None, arguments: Sequence[str], cont
         ImageError: There is no such image, or it does not run.
         UsageError: Several could be meant.
     """
+    from edgebuild.bench.native import bench_image  # noqa: PLC0415 - nothing else measures images
+
     images = _images(path, () if profile is None else (profile,))
     here = Platform.of_machine(context.host.machine)
     # If none runs here, the first one says why.

@@ -20,10 +20,10 @@ from edgebuild.oci.reference import Reference
 from edgebuild.plan import BuildPlan
 from edgebuild.profile import DeviceProfile
 from edgebuild.progress import Progress
-from edgebuild.smoke import SmokeResult
 
 if TYPE_CHECKING:
     from edgebuild.signing.keys import SigningKey
+    from edgebuild.smoke import SmokeResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
