@@ -1,7 +1,5 @@
 """recipe.toml: what a recipe declares of itself. People write it, so it is checked whole."""
 
-import ast
-import functools
 import hashlib
 import re
 import tomllib
@@ -18,6 +16,8 @@ from edgebuild.lock import LockedInput
 
 _LIBRARY = "lib"
 _NOT_BUILT_FROM = frozenset({".toml", ".txt", ".in", ".md"})
+# What may be a module that is imported at the top. A word too many, in a line that only looks like an import, is harmless.
+_IMPORT = re.compile(r"^(?:from (\w+)|import (.+))", re.MULTILINE)
 
 
 class _Document(BaseModel):
@@ -165,23 +165,14 @@ class Recipe:
     def _imported(self, script: Path, known: tuple[Path, ...]) -> tuple[Path, ...]:
         """List the modules of the library that a program imports at its top, and those that they import."""
         try:
-            names = _imports(script.read_bytes())
-        except (OSError, SyntaxError) as error:
+            found = _IMPORT.findall(script.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
             raise ToolError(f"recipe {self.name}: {script} cannot be read: {error}") from error
-        for name in names:
+        for name in sorted({word for line in found for word in re.findall(r"\w+", " ".join(line))}):
             path = self.images / _LIBRARY / f"{name}.py"
             if path.is_file() and path not in known:
                 known = self._imported(path, (*known, path))
         return known
-
-
-@functools.cache
-def _imports(program: bytes) -> tuple[str, ...]:
-    """List what a program imports at its top, sorted. Recipes share their library, so each file is parsed once."""
-    body = ast.parse(program).body
-    names = {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
-    names |= {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
-    return tuple(sorted(names))
 
 
 def is_source(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The command line: click and rich, one module a command. Only here are the environment, the clock and exits met."""
 
+import gc
 import signal
 import sys
 
@@ -53,6 +54,9 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit with the code of what happened."""
+    # What is imported and read from the store lives to the end: looking through it for garbage at each 700 new objects
+    # (Python's default) would take a tenth of a short command.
+    gc.set_threshold(100_000)
     from edgebuild.cli.streams import NOBODY_READS, lead_nowhere, mend_streams  # noqa: PLC0415 - after the import of click
 
     mend_streams()

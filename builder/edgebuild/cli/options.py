@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from edgebuild.cli.plain import PlainProgress
 from edgebuild.cli.streams import writing
 from edgebuild.host import Host, make_host
 from edgebuild.progress import Progress, SilentProgress
@@ -81,8 +82,8 @@ def make_session(*, cache: Path | None, as_json: bool, quiet: bool) -> Session:
 def _progress(host: Host, *, quiet: bool, as_json: bool) -> Progress:
     if quiet:
         return SilentProgress()
-    from edgebuild.cli.terminal import PlainProgress, RichProgress  # noqa: PLC0415 - rich is slow to import
-
     if sys.stderr.isatty() and not as_json and host.environment.get("TERM", "dumb") != "dumb":
+        from edgebuild.cli.terminal import RichProgress  # noqa: PLC0415 - rich is slow to import
+
         return RichProgress()
     return PlainProgress()

@@ -1,10 +1,9 @@
-"""Drawing progress: bars on a terminal, plain lines elsewhere. Both write to standard error."""
+"""Progress on a terminal: bars. They are drawn on standard error."""
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -21,12 +20,8 @@ from rich.progress import Progress as Bars
 from rich.progress import Task as BarTask
 from rich.text import Text
 
+from edgebuild.cli.plain import TOLD_FROM_S, seconds_since
 from edgebuild.progress import Task
-
-_PLAIN_INTERVAL_S = 15.0
-# Shorter and smaller work is not worth a line.
-_TOLD_FROM_S = 0.5
-_TOLD_FROM_BYTES = 1_000_000
 
 
 class RichProgress:
@@ -51,8 +46,8 @@ class RichProgress:
             self._release()
             raise
         bars.remove_task(bar)
-        if time.monotonic() - begin >= _TOLD_FROM_S:
-            bars.console.print(f"[green]✓[/] {_plain(title)} [dim]{_seconds(begin)}[/]", highlight=False)
+        if time.monotonic() - begin >= TOLD_FROM_S:
+            bars.console.print(f"[green]✓[/] {_plain(title)} [dim]{seconds_since(begin)}[/]", highlight=False)
         self._release()
 
     def note(self, text: str) -> None:
@@ -120,63 +115,5 @@ class _Bar:
         self._bars.update(self._bar, words=text)
 
 
-class PlainProgress:
-    """One line when work ends, and one now and then while it lasts: for logs and CI."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def task(self, title: str, *, total_bytes: int | None = None) -> Iterator[Task]:
-        """Tell the end of the work, and how far it is every quarter of a minute."""
-        begin = time.monotonic()
-        task = _PlainTask(self._write, title, total_bytes)
-        yield task
-        if time.monotonic() - begin >= _TOLD_FROM_S or task.total_bytes >= _TOLD_FROM_BYTES:
-            size = f" {task.total_bytes / 1e6:.1f} MB" if task.total_bytes else ""
-            self._write(f"{title}:{size} {_seconds(begin)}")
-
-    def note(self, text: str) -> None:
-        """Tell one line."""
-        self._write(text)
-
-    def _write(self, text: str) -> None:
-        # Nobody may be there to read; the work goes on.
-        with self._lock, suppress(OSError):
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
-
-
-class _PlainTask:
-    def __init__(self, write: Callable[[str], None], title: str, total_bytes: int | None) -> None:
-        self.total_bytes = total_bytes or 0
-        self._write = write
-        self._title = title
-        self._done_bytes = 0
-        self._began = self._told = time.monotonic()
-
-    def advance(self, count_bytes: int) -> None:
-        self._done_bytes += count_bytes
-        of_all = f" of {self.total_bytes / 1e6:.1f}" if self.total_bytes else ""
-        rate = self._done_bytes / 1e6 / max(time.monotonic() - self._began, 0.001)
-        self._tell(f"{self._done_bytes / 1e6:.1f}{of_all} MB, {rate:.1f} MB/s")
-
-    def resize(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
-
-    def status(self, text: str) -> None:
-        self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._told >= _PLAIN_INTERVAL_S:
-            self._told = now
-            self._write(f"{self._title}: {text}")
-
-
 def _plain(text: str) -> str:
     return text.replace("[", r"\[")
-
-
-def _seconds(begin: float) -> str:
-    return f"{time.monotonic() - begin:.1f} s"
