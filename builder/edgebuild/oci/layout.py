@@ -50,8 +50,8 @@ __all__ = ["CONTAINERD_NAME", "Layout", "LayoutSink", "read_layout"]
 CONTAINERD_NAME = "io.containerd.image.name"
 
 _PARTIAL = ".edgebuild-"
-# Smaller blobs are hashed sooner than their seal is looked up.
-_SEAL_FROM_BYTES = 1 << 20
+# Smaller blobs are hashed and checked sooner than their seal is looked up.
+_SEAL_FROM_BYTES = 1 << 18
 # Larger model layers are not read a second time by the checker.
 _READ_BACK_BYTES = 64 << 20
 
