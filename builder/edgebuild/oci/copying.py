@@ -159,8 +159,9 @@ def _pieces(descriptor: int, offset: int, count: int) -> Iterator[memoryview]:
         mapped = mmap.mmap(
             descriptor, before + count, flags=_MAPPED, prot=mmap.PROT_READ, offset=offset - before
         )
-    except OSError as error:
-        if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EACCES):
+    except (OSError, ValueError) as error:
+        # ValueError: the file is shorter than that, which reading tells.
+        if isinstance(error, OSError) and error.errno not in (errno.ENODEV, errno.EINVAL, errno.EACCES):
             raise
         yield from _read(descriptor, offset, count)
         return

@@ -107,6 +107,15 @@ def test_what_fails_while_mapping_is_told(
         copy(Blob.of_file(source), tmp_path / "out")
 
 
+def test_a_copy_that_is_shorter_than_was_told_is_noticed(source: Path, tmp_path: Path) -> None:
+    def copy_less(source: int, destination: int, count: int, offset: int, at: int) -> int:
+        by_hand(source, destination, count // 8, offset, at)
+        return count
+
+    with pytest.raises(OSError, match="the copy became shorter"):
+        copy(Blob.of_file(source), tmp_path / "out", ways=(copy_less,))
+
+
 def test_small_and_empty_files_need_no_thread(tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(b"small")
     (tmp_path / "empty").touch()
