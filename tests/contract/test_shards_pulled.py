@@ -4,7 +4,10 @@ What a client keeps of a pull that fails for good is its own affair: Docker 20.1
 """
 
 import json
-from collections.abc import Iterator
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +18,10 @@ import pytest
 from tests.contract.test_images_docker import AS_ON_A_DEVICE
 from tests.support.built import make_edgebuild
 from tests.support.containers import answer, wait_ready
-from tests.support.faulty_registry import Answer, CutResponse, FaultyRegistry, Hang
+from tests.support.faulty_registry import CutResponse, FaultyRegistry, Hang
 from tests.support.fixtures import Peers
 from tests.support.peers.docker import DockerDaemon, running_dockerd
-from tests.support.peers.tool import Tool
+from tests.support.peers.tool import ENDS_WITH_US, Tool
 
 pytestmark = pytest.mark.peers
 
@@ -102,26 +105,37 @@ def test_docker_goes_on_where_a_shard_broke(dockerd: DockerDaemon, pushed: Pushe
 
 @pytest.fixture
 def fresh_dockerd(peers: Peers) -> Iterator[DockerDaemon]:
-    """One whose containerd has not written anything: after every hundredth it collects what no image needs (gc.mutation_threshold)."""
+    """One that has no other test's blobs."""
     with ExitStack() as stack:
         yield peers.enter(stack, running_dockerd("dockerd28", containerd_store=True))
 
 
-def test_containerd_keeps_the_shards_of_a_pull_that_failed(
+def test_containerd_keeps_the_shards_of_a_pull_that_was_stopped(
     fresh_dockerd: DockerDaemon, pushed: Pushed
 ) -> None:
-    path = pushed.shards[BROKEN][0]
-    # The others have come meanwhile.
-    pushed.registry.inject(Hang(seconds=2), method="GET", path=path)
-    refused = pushed.registry.inject(Answer(status=404), method="GET", path=path, times=20)
-    before = len(pushed.registry.requests)
-    assert fresh_dockerd.docker("pull", pushed.reference, check=False).returncode != 0
-    first = pushed.fetched(before)
-    assert all(first[number] == pushed.whole(number) for number in range(4) if number != BROKEN)
-    refused.end()
+    kept = fresh_dockerd.folder / "data/containerd/daemon/io.containerd.content.v1.content/blobs/sha256"
+    others = [digest for number, (digest, _) in enumerate(pushed.shards) if number != BROKEN]
+    silent = pushed.registry.inject(Hang(), method="GET", path=pushed.shards[BROKEN][0], times=20)
+    with subprocess.Popen(
+        [*ENDS_WITH_US, fresh_dockerd.programs / "docker", "pull", "--quiet", pushed.reference],
+        env=fresh_dockerd.environment(),
+    ) as pull:
+        _wait(lambda: all((kept / digest.removeprefix("sha256:")).exists() for digest in others))
+        pull.send_signal(signal.SIGINT)
+    assert pull.returncode != 0
+    # Before it has said so the lease is not settled.
+    _wait(lambda: "leased resources will remain" in fresh_dockerd.log.read_text("utf-8"))
+    silent.end()
     before = len(pushed.registry.requests)
     fresh_dockerd.docker("pull", pushed.reference)
     assert pushed.fetched(before) == [pushed.whole(number) if number == BROKEN else [] for number in range(4)]
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_skopeo_goes_on_with_the_shard_that_broke(skopeo: Tool, pushed: Pushed, tmp_path: Path) -> None:
