@@ -80,12 +80,11 @@ def load_yaml(path: Path, *, kind: Kind) -> Located:
         )
     try:
         text = raw.decode("utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ProfileError(
-                    f"{_place(path, event.start_mark)}: aliases are not supported", hint="write the value out"
-                )
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+    except _AliasError as error:
+        raise ProfileError(
+            f"{_place(path, error.mark)}: aliases are not supported", hint="write the value out"
+        ) from None
     except UnicodeDecodeError as error:
         raise ProfileError(
             f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8"
@@ -178,6 +177,22 @@ def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 def _place(path: Path, mark: Any) -> str:  # yaml has two kinds of Mark, one of them C
     return str(path) if mark is None else f"{path}:{mark.line + 1}"
+
+
+class _AliasError(Exception):
+    def __init__(self, mark: Any) -> None:
+        super().__init__()
+        self.mark = mark
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at the first alias, before anything grows by it."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Make the next node."""
+        if self.check_event(yaml.AliasEvent):
+            raise _AliasError(self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 class _Reader:

@@ -7,9 +7,11 @@ files are all in the store is used, so that a second build needs no network; els
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from edgebuild.artifacts.recipe_file import Recipe, load_recipe, load_recipes
-from edgebuild.artifacts.recipes import COMPILER, TOOLCHAIN, is_built
+from edgebuild.artifacts.layers import has_layer
+from edgebuild.artifacts.recipe_file import Recipe
+from edgebuild.artifacts.recipes import COMPILER, TOOLCHAIN, artifact_key
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import LockError
@@ -21,10 +23,24 @@ from edgebuild.progress import Progress
 _SHOWN = 5
 
 
+class Need(NamedTuple):
+    """Something that a build is going to use.
+
+    Attributes:
+        artifact: Name of its recipe.
+        platform: What it is for.
+        prefix: Where the artifact's layer has it in the image, if only the layer is used; None if its tree is.
+    """
+
+    artifact: str
+    platform: Platform
+    prefix: str | None = None
+
+
 def obtain_lock(
     path: Path,
     *,
-    needed: tuple[tuple[str, Platform], ...],
+    needed: tuple[Need, ...],
     locked: bool,
     update: bool,
     host: Host,
@@ -36,7 +52,7 @@ def obtain_lock(
 
     Args:
         path: The lock file.
-        needed: Artifacts that the build is going to use, with their platforms.
+        needed: What the build is going to use.
         locked: Refuse anything but the file as it stands.
         update: Resolve anew in any case.
         host: This machine.
@@ -49,7 +65,7 @@ def obtain_lock(
         ToolError: Something cannot be resolved.
     """
     source = sources or Sources(host=host, store=store, progress=progress)
-    recipes = load_recipes(source.images)
+    recipes = source.recipes()
     if locked:
         lock = load_lock(path)
         verify_lock(lock, recipes, path)
@@ -142,19 +158,20 @@ def _faults(entry: LockedArtifact, recipe: Recipe) -> Iterator[str]:
 
 def _is_at_hand(
     lock: Lock,
-    needed: tuple[tuple[str, Platform], ...],
+    needed: tuple[Need, ...],
     host: Host,
     store: Store,
     sources: Sources,
 ) -> bool:
     """Say whether the build can do without network."""
-    missing = [
-        (name, platform)
-        for name, platform in needed
-        if not is_built(
-            load_recipe(sources.images, name), platform=platform, lock=lock, host=host, store=store
-        )
-    ]
+
+    def is_missing(need: Need) -> bool:
+        key = artifact_key(need.artifact, platform=need.platform, lock=lock, host=host, sources=sources)
+        if need.prefix is not None and has_layer(key, need.prefix, store):
+            return False
+        return store.find("artifact", key) is None
+
+    missing = [(need.artifact, need.platform) for need in needed if is_missing(need)]
     if missing:
         missing += [(tool, Platform.of_machine(host.machine)) for tool in (COMPILER, TOOLCHAIN)]
     return all(

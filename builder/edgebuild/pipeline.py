@@ -17,24 +17,23 @@ from edgebuild import __version__
 from edgebuild.artifacts.checked import CheckedLayers
 from edgebuild.artifacts.sources import Sources
 from edgebuild.choice import Choice
-from edgebuild.contents import BakedFile, make_contents
 from edgebuild.engine.native import EMULATOR, NativeEngine
 from edgebuild.errors import ImageError, UsageError
 from edgebuild.judging import is_measured, judge_model, judge_types, verify_measurable
-from edgebuild.locking import obtain_lock
+from edgebuild.layering import put_layers
+from edgebuild.locking import Need, obtain_lock
 from edgebuild.model.evaluation.evaluate import Measures
 from edgebuild.model.source import ModelFile
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.image import Image, make_image, rfc3339
 from edgebuild.oci.index import Index, make_index
-from edgebuild.oci.layer import Layer, Role
+from edgebuild.oci.layer import Role
 from edgebuild.oci.layout import LayoutSink, read_layout
 from edgebuild.oci.platform import Platform
 from edgebuild.oci.referrers import SignatureSink
-from edgebuild.oci.seals import known_blob_digest, remember_blob_digest
-from edgebuild.oci.tar import ModelTar, bytes_layer
 from edgebuild.plan import (
     ARTIFACTS,
+    PREFIXES,
     VERSION_EPOCH_S,
     BuildPlan,
     make_labels,
@@ -46,7 +45,6 @@ from edgebuild.plan import (
 )
 from edgebuild.preparing import (
     choose,
-    frame_model,
     model_origin,
     obtain_matrix,
     prepare,
@@ -144,27 +142,23 @@ def _publish(index: Index, *, sink: SignatureSink, request: ImageRequest) -> Non
         sink.tag(index.descriptor, reference.tag)
 
 
-def _needed(
-    request: ImageRequest, choices: Mapping[str, Choice], context: Context
-) -> tuple[tuple[str, Platform], ...]:
-    """List the artifacts that the build is going to use; `choices` are those of the profiles, by name."""
+def _needed(request: ImageRequest, choices: Mapping[str, Choice], context: Context) -> tuple[Need, ...]:
+    """List what the build is going to use; `choices` are those of the profiles, by name."""
     here = Platform.of_machine(context.host.machine)
     needed = [
-        (ARTIFACTS[role], profile.oci_platform)
+        Need(ARTIFACTS[role], profile.oci_platform, PREFIXES[role])
         for profile in request.profiles
         for role in software_roles(profile)
     ]
     runs_library = any(
         choice.quantization != request.model.spec.quantization for choice in choices.values()
     ) or any(is_measured(request, profile) for profile in request.profiles)
-    needed += [(ARTIFACTS[Role.ENGINE], here)] if runs_library else []
-    needed += [(EMULATOR, here)] if request.is_tested else []
+    needed += [Need(ARTIFACTS[Role.ENGINE], here)] if runs_library else []
+    needed += [Need(EMULATOR, here)] if request.is_tested else []
     return tuple(dict.fromkeys(needed))
 
 
-def _open_engine(
-    options: LockOptions, needed: tuple[tuple[str, Platform], ...], context: Context
-) -> NativeEngine:
+def _open_engine(options: LockOptions, needed: tuple[Need, ...], context: Context) -> NativeEngine:
     """Settle which packages go in, and make ready to build with them."""
     host, store, progress = context.host, context.store, context.progress
     sources = Sources(host=host, store=store, progress=progress, mirrors=options.mirrors)
@@ -191,29 +185,12 @@ def _build_image(
     context: Context,
     watch: Stopwatch,
 ) -> BuiltImage:
-    platform = plan.profile.oci_platform
-    layers: list[Layer] = []
-    files: list[BakedFile] = []
-    for role in plan.layers:
-        with watch.step(role.value):
-            if role is Role.MODEL:
-                # One layer for each file, so that a pull that breaks goes on with the file that it broke in.
-                for framed in frame_model(model, shard_bytes=request.shard_bytes):
-                    layer = _put_model(framed, sink=sink, request=request, context=context)
-                    layers.append(layer)
-                    files.append(_baked(framed, layer))
-                continue
-            if role is Role.CONFIG:
-                layer = bytes_layer(make_contents(plan, tuple(files)), role=role)
-            else:
-                layer = engine.layer(role, platform)
-            sink.put_blob(layer.blob, digest=layer.digest, title=f"{role} for {platform}")
-        layers.append(layer)
-    model_digest = model_identity(tuple(file.diff_id for file in files))
+    put = put_layers(plan, model, engine=engine, sink=sink, request=request, context=context, watch=watch)
+    model_digest = model_identity(tuple(file.diff_id for file in put.files))
     image = make_image(
         profile=plan.profile.name,
-        platform=platform,
-        layers=tuple(layers),
+        platform=plan.profile.oci_platform,
+        layers=put.layers,
         run=make_run(plan, model_digest=model_digest),
         annotations=make_labels(plan, model_digest=model_digest),
         epoch_s=plan.epoch_s,
@@ -228,26 +205,6 @@ def _build_image(
     sink.put_blob(Blob.of_bytes(image.config), digest=image.config_digest, title="config")
     sink.put_manifest(image.manifest, image.descriptor)
     return BuiltImage(image=image, plan=plan, engine=engine.name, smoke=smoke, seconds=watch.seconds())
-
-
-def _put_model(framed: ModelTar, *, sink: SignatureSink, request: ImageRequest, context: Context) -> Layer:
-    """Store a layer of the model. One whose file has not changed since is not hashed again, nor sent to who has it."""
-    # A layout looks for the seal itself, and takes the digest that it finds while copying if the seal is wrong.
-    known = known_blob_digest(framed.blob, context.store) if request.output is None else None
-    digest = sink.put_blob(framed.blob, digest=known, title=f"model {Path(framed.name).name}")
-    if known is None:
-        remember_blob_digest(framed.blob, context.store, digest)
-    return framed.layer(digest)
-
-
-def _baked(framed: ModelTar, layer: Layer) -> BakedFile:
-    return BakedFile(
-        path=f"/{framed.name}",
-        size_bytes=framed.file_bytes,
-        diff_id=layer.diff_id,
-        before=framed.before,
-        after=framed.after,
-    )
 
 
 def evaluate_types(
@@ -273,7 +230,7 @@ def evaluate_types(
         ToolError: Quantising or measuring failed.
     """
     here = Platform.of_machine(context.host.machine)
-    engine = _open_engine(options, ((ARTIFACTS[Role.ENGINE], here),), context)
+    engine = _open_engine(options, (Need(ARTIFACTS[Role.ENGINE], here),), context)
     return judge_types(model, types, measures, importance, engine=engine, context=context)
 
 
@@ -301,7 +258,7 @@ def test_layout(
         ImageError: An image is missing, or does not start, answer, choose the right variant or stop.
     """
     images = _images(path, profiles)
-    engine = _open_engine(options, ((EMULATOR, Platform.of_machine(context.host.machine)),), context)
+    engine = _open_engine(options, (Need(EMULATOR, Platform.of_machine(context.host.machine)),), context)
     return tuple((image, test_image(image, engine=engine, context=context)) for image in images)
 
 

@@ -6,7 +6,7 @@ from contextlib import closing
 
 from edgebuild.artifacts.debian import Resolution, find_archives, resolve_packages
 from edgebuild.artifacts.pypi import IndexFile, choose_wheel, find_index_urls, list_files
-from edgebuild.artifacts.recipe_file import Recipe, load_recipes
+from edgebuild.artifacts.recipe_file import Recipe
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.host import Host
@@ -29,7 +29,7 @@ def resolve_lock(
         ToolError: A mirror or an index does not answer, or lacks something.
     """
     source = sources or Sources(host=host, store=store, progress=progress)
-    recipes = load_recipes(source.images)
+    recipes = source.recipes()
     with (
         progress.task("resolve Debian packages and wheels") as task,
         closing(Stop()) as stop,

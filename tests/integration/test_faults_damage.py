@@ -58,8 +58,7 @@ def make_it_be_used(bench: Bench, kind: str) -> None:
     if kind == "artifact":
         bench.forget("layer", "server")
     if kind == "download":
-        bench.forget("artifact", "python-deps")
-        bench.forget("layer", "python-deps")
+        bench.forget_software("python-deps")
 
 
 @pytest.fixture(scope="module")

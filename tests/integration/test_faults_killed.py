@@ -223,7 +223,7 @@ def test_killed_while_a_recipe_runs(
     half_done: tuple[Bench, str], points: tuple[list[str], str], with_signal: signal.Signals
 ) -> None:
     bench, old = half_done
-    bench.forget("artifact", "rootfs")
+    bench.forget_software("rootfs")
     build = start(bench, "--tag", "h.example/a:new")
     wait_until(lambda: any(bench.store.glob("v1/temporary/artifact-*/tree/usr/lib/python3.13")), build)
     assert [line for line in processes_of(bench) if "recipe.py" in line]
@@ -282,7 +282,7 @@ def processes_of_smoke_in(bench: Bench) -> list[str]:
 def test_interrupted_twice(half_done: tuple[Bench, str], points: tuple[list[str], str]) -> None:
     """Who presses Ctrl-C again while things are cleaned up still gets one line and a good store."""
     bench, old = half_done
-    bench.forget("artifact", "rootfs")
+    bench.forget_software("rootfs")
     build = start(bench, "--tag", "h.example/a:new")
     wait_until(lambda: any(bench.store.glob("v1/temporary/artifact-*/tree/usr/lib/python3.13")), build)
     build.send_signal(signal.SIGINT)

@@ -31,7 +31,7 @@ def thirsty(bench: Bench) -> Bench:
     """A store without the downloads, the root file system and the Python dependencies."""
     shutil.rmtree(bench.store / "v1" / "download")
     for name in ("rootfs", "python-deps"):
-        bench.forget("artifact", name)
+        bench.forget_software(name)
     return bench
 
 

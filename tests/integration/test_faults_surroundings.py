@@ -97,8 +97,7 @@ def test_a_mask_that_lets_nobody_in(half: Bench, good: str) -> None:
     ids=["C", "ASCII", "Turkish", "Latin-1", "ASCII output"],
 )
 def test_locales(bench: Bench, good: str, variables: dict[str, str]) -> None:
-    bench.forget("artifact", "server")
-    bench.forget("layer", "server")
+    bench.forget_software("server")
     done = bench.build(env=variables, check=False)
     assert done.returncode == 0, done.describe()
     assert bench.digest() == good
@@ -141,8 +140,7 @@ STREAMS = {
     "how", [pytest.param(name, marks=() if "all" in name else pytest.mark.slow) for name in STREAMS]
 )
 def test_streams_that_are_closed(bench: Bench, good: str, how: str) -> None:
-    bench.forget("artifact", "server")
-    bench.forget("layer", "server")
+    bench.forget_software("server")
     prefix = ("sh", "-c", f'{STREAMS[how]}; exec "$@"', "sh")
     done = run(
         [*prefix, *bench.command.program, *bench.argv()],
@@ -156,8 +154,7 @@ def test_streams_that_are_closed(bench: Bench, good: str, how: str) -> None:
 
 def test_nobody_reads_what_is_said(bench: Bench, good: str) -> None:
     """`edgebuild image 2>&1 | true`: the build ends, or goes on in silence; the store stays good either way."""
-    bench.forget("artifact", "server")
-    bench.forget("layer", "server")
+    bench.forget_software("server")
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -202,8 +199,7 @@ def test_files_from_the_future(half: Bench, good: str) -> None:
     ahead_s = time.time() + 10 * 365 * 86400
     for path in (*half.store.rglob("*"), *half.layout.rglob("*"), half.lock):
         os.utime(path, (ahead_s, ahead_s), follow_symlinks=False)
-    half.forget("artifact", "server")
-    half.forget("layer", "server")
+    half.forget_software("server")
     half.build()
     assert half.digest() == good
     half.assert_sound()
@@ -253,8 +249,7 @@ def test_a_store_that_is_only_read(warm: Warm, tmp_path: Path, good: str, peers:
 
 def test_two_builds_at_once_with_one_store(half: Bench, good: str) -> None:
     """Both end well, and what both need is made once."""
-    half.forget("artifact", "rootfs")
-    half.forget("layer", "rootfs")
+    half.forget_software("rootfs")
     done: list[Completed] = []
 
     def build(number: int) -> None:
@@ -278,7 +273,7 @@ def test_two_builds_at_once_with_one_store(half: Bench, good: str) -> None:
 @pytest.mark.slow
 def test_two_builds_at_once_with_one_output(half: Bench, good: str) -> None:
     """The second is refused at once, before it works."""
-    half.forget("artifact", "rootfs")
+    half.forget_software("rootfs")
     first = subprocess.Popen(
         [*half.command.program, *half.argv()], env=dict(half.command.variables), cwd=half.command.folder,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

@@ -23,7 +23,7 @@ from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
 from edgebuild.host import Host, make_host
 from edgebuild.lock import Lock
-from edgebuild.locking import obtain_lock
+from edgebuild.locking import Need, obtain_lock
 from edgebuild.oci.platform import LINUX_AMD64, LINUX_ARM64, Platform
 from edgebuild.progress import SilentProgress
 
@@ -87,7 +87,7 @@ def shop(built_store: Path, built_lock: Path) -> Shop:
     sources = Sources(host=host, store=store, progress=SilentProgress())
     lock = obtain_lock(
         built_lock,
-        needed=tuple((name, platform) for name in QUICK for platform in PLATFORMS),
+        needed=tuple(Need(name, platform) for name in QUICK for platform in PLATFORMS),
         locked=False,
         update=False,
         host=host,

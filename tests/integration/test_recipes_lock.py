@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from edgebuild.artifacts.recipe_file import load_recipes
+from edgebuild.artifacts.recipe_file import load_recipe, recipe_names
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
 from edgebuild.errors import EdgebuildError, LockError, ToolError
 from edgebuild.host import Host, make_host
 from edgebuild.lock import Lock, load_lock, render_lock
-from edgebuild.locking import find_differences, obtain_lock
+from edgebuild.locking import Need, find_differences, obtain_lock
 from edgebuild.oci.platform import LINUX_ARM64
 from edgebuild.progress import SilentProgress
 from edgebuild.resolving import resolve_lock
 from tests.unit.artifacts.telling import Told
 
-NEEDED = (("server", LINUX_ARM64), ("python-deps", LINUX_ARM64))
+NEEDED = (Need("server", LINUX_ARM64), Need("python-deps", LINUX_ARM64))
 
 
 class Desk:
@@ -72,7 +72,7 @@ def resolved(built_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Loc
     )
     lock = resolve_lock(host=host, store=Store(built_store), progress=SilentProgress())
     sources = Sources(host=host, store=Store(built_store), progress=SilentProgress())
-    needed = [lock.inputs(name, platform, machine=host.machine) for name, platform in NEEDED]
+    needed = [lock.inputs(name, platform, machine=host.machine) for name, platform, _ in NEEDED]
     for items in (*needed, lock.inputs("toolchain", LINUX_ARM64, machine=host.machine)):
         sources.fetch_all(items)
     return lock
@@ -93,7 +93,7 @@ def desk(tmp_path: Path, built_store: Path, images: Path) -> Desk:
 def test_resolved_lock_covers_all_recipes_and_is_written_the_same_twice(
     resolved: Lock, tmp_path: Path
 ) -> None:
-    recipes = load_recipes(data_path("images"))
+    recipes = tuple(load_recipe(data_path("images"), name) for name in recipe_names(data_path("images")))
     assert find_differences(resolved, recipes) == ()
     assert {entry.artifact for entry in resolved.artifacts} == {recipe.name for recipe in recipes}
     assert len(resolved.artifacts) == 2 * len(recipes)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.built import PROFILES, Edgebuild, make_edgebuild
+from tests.support.built import PROFILES, Edgebuild, make_edgebuild, use_trees
 from tests.support.peers.tool import Completed
 
 # Recipes that a broken build runs again; llama-cpp and the compiler never.
@@ -109,6 +109,11 @@ class Bench:
         folder.with_name(folder.name + ".seal").unlink()
         shutil.rmtree(folder)
 
+    def forget_software(self, name: str) -> None:
+        """Remove an artifact and its layer, without which nobody looks for the artifact, so that its recipe runs again."""
+        self.forget("artifact", name)
+        self.forget("layer", name)
+
     def forget_artifacts(self, kept: frozenset[str]) -> None:
         """Remove all artifacts but those of the recipes named."""
         for folder in self.entries("artifact"):
@@ -174,6 +179,7 @@ def warm(built_store: Path, built_lock: Path, tmp_path_factory: pytest.TempPathF
         "--lock", built_lock, "--no-test", "--output", "layout", timeout_s=_BUILD_TIMEOUT_S,
     )  # fmt: skip
     shutil.rmtree(folder / "layout")
+    use_trees(built_store, built_lock)
     base, copy = built_store / "v1", folder / "store" / "v1"
     wanted = {item["sha256"] for item in _rebuilt_inputs(built_lock)}
     for seal in base.glob("*/*.seal"):

@@ -20,10 +20,11 @@ from edgebuild.artifacts.store import Store
 from edgebuild.engine.native import NativeEngine
 from edgebuild.host import Host, make_host
 from edgebuild.lock import load_lock
-from edgebuild.locking import obtain_lock
+from edgebuild.locking import Need, obtain_lock
 from edgebuild.oci.layer import Role
 from edgebuild.oci.platform import Platform
-from edgebuild.plan import ARTIFACTS
+from edgebuild.plan import ARTIFACTS, software_roles
+from edgebuild.profile import load_profile
 from edgebuild.progress import SilentProgress
 from tests.support.peers.fetch import cache_root
 from tests.support.peers.tool import Completed, run
@@ -225,13 +226,25 @@ def config_files(layout: Path, image: Mapping[str, Any]) -> dict[str, bytes]:
         return {name: file.read() for name, file in opened.items() if file is not None}
 
 
+def use_trees(store: Path, lock: Path) -> None:
+    """Have the store note that the trees of all software of `PROFILES` were used, though a build is content with their layers."""
+    host, opened, sources = _open(store)
+    engine = NativeEngine(
+        lock=load_lock(lock), sources=sources, store=opened, host=host, progress=SilentProgress()
+    )
+    for name in PROFILES:
+        profile = load_profile(name, working_directory=lock.parent)
+        for role in software_roles(profile):
+            engine.artifact(ARTIFACTS[role], profile.oci_platform)
+
+
 def host_artifact(name: str, store: Path, lock: Path) -> Path:
     """Return the tree of an artifact for this machine: the engine's is the very one that goes into images."""
     host, opened, sources = _open(store)
     here = Platform.of_machine(host.machine)
     settled = obtain_lock(
         lock,
-        needed=((name, here),),
+        needed=(Need(name, here),),
         locked=False,
         update=False,
         host=host,

@@ -53,6 +53,9 @@ class MemoryRepository:
         assert str(descriptor.digest) in self.manifests
         self.tags[name] = str(descriptor.digest)
 
+    def stop(self) -> None:
+        """Nothing to end: nobody puts anything from another thread."""
+
     def get_manifest(self, reference: str) -> bytes | None:
         self.reads.append(reference)
         digest = reference if reference.startswith("sha256:") else self.tags.get(reference, "")

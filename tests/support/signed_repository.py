@@ -90,7 +90,7 @@ class LegacyOnly:
 
     def __init__(self, sink: RegistrySink) -> None:
         self.put_blob, self.put_manifest = sink.put_blob, sink.put_manifest
-        self.tag, self.get_manifest = sink.tag, sink.get_manifest
+        self.tag, self.get_manifest, self.stop = sink.tag, sink.get_manifest, sink.stop
 
     def put_referrer(self, raw: bytes, descriptor: Descriptor, subject: Digest) -> None:
         pass

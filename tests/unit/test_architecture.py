@@ -14,7 +14,7 @@ PACKAGE = ROOT / "builder" / "edgebuild"
 RANKS = {
     "errors": 0,
     "canonical": 1, "process": 1, "process_guard": 1, "data": 1, "progress": 1, "host": 1, "documents": 1,
-    "stopwatch": 1, "network": 1,
+    "stopwatch": 1, "network": 1, "beside": 1,
     "quantities": 1,
     "oci": 2, "pieces": 2,
     "profile": 3, "tensor_types": 3, "quantization": 3, "profile_engine": 3, "profile_server": 3, "gguf": 3, "gguf_types": 3,
@@ -22,7 +22,7 @@ RANKS = {
     "memory": 4, "fit": 4, "choice": 4, "quality": 4, "plan": 4, "contents": 4,
     "registry": 5, "artifacts": 5, "sandbox": 5, "unpacking": 5, "grpc_health": 5,
     "model": 6, "engine": 6, "signing": 6, "smoke": 6, "bench": 6,
-    "locking": 7, "resolving": 7, "request": 7, "project": 7, "judging": 7, "preparing": 7,
+    "locking": 7, "resolving": 7, "request": 7, "project": 7, "judging": 7, "preparing": 7, "layering": 7,
     "pipeline": 8,
     "cli": 9,
 }  # fmt: skip
@@ -51,6 +51,8 @@ ORDER_INSIDE = (
     ("request", "judging"),
     ("request", "preparing"),
     ("judging", "preparing"),
+    ("request", "layering"),
+    ("preparing", "layering"),
     ("gates", "profile"),
     ("gates", "project"),
     ("quality", "plan"),

@@ -17,6 +17,24 @@ _BLOB = "layer.tar.gz"
 _DESCRIPTION = "layer.json"
 
 
+def has_layer(key: Digest, prefix: str, store: Store) -> bool:
+    """Say whether the store has the layer of an artifact, given by its key; the tree itself may be gone."""
+    return store.find("layer", _layer_key(key, prefix)) is not None
+
+
+def find_layer(key: Digest, *, role: Role, prefix: str, store: Store) -> Layer | None:
+    """Return the layer of an artifact if the store has it; the tree itself is neither needed nor looked at.
+
+    Args:
+        key: The artifact's key.
+        role: What the layer holds.
+        prefix: Where the tree lies in the image.
+        store: Keeps layers.
+    """
+    entry = store.find("layer", _layer_key(key, prefix))
+    return None if entry is None else _read_layer(entry, role)
+
+
 def artifact_layer(artifact: Artifact, *, role: Role, prefix: str, store: Store) -> Layer:
     """Return an artifact as a compressed layer, made now if the store does not have it.
 
@@ -30,17 +48,6 @@ def artifact_layer(artifact: Artifact, *, role: Role, prefix: str, store: Store)
         StoreError: The disk is full.
         ImageError: The tree holds something that a layer cannot.
     """
-    key = Digest.of(
-        canonical_json(
-            {
-                "format": _LAYER_FORMAT,
-                "artifact": str(artifact.key),
-                "prefix": prefix,
-                "compression": COMPRESSION,
-                "epoch_s": LAYER_EPOCH_S,
-            }
-        )
-    )
 
     def build(folder: Path) -> None:
         layer = tree_layer(artifact.tree, role=role, prefix=prefix, destination=folder / _BLOB)
@@ -53,7 +60,24 @@ def artifact_layer(artifact: Artifact, *, role: Role, prefix: str, store: Store)
         }
         (folder / _DESCRIPTION).write_bytes(canonical_json(document))
 
-    entry = store.make("layer", key, build)
+    return _read_layer(store.make("layer", _layer_key(artifact.key, prefix), build), role)
+
+
+def _layer_key(key: Digest, prefix: str) -> Digest:
+    return Digest.of(
+        canonical_json(
+            {
+                "format": _LAYER_FORMAT,
+                "artifact": str(key),
+                "prefix": prefix,
+                "compression": COMPRESSION,
+                "epoch_s": LAYER_EPOCH_S,
+            }
+        )
+    )
+
+
+def _read_layer(entry: Path, role: Role) -> Layer:
     document = json.loads((entry / _DESCRIPTION).read_bytes())
     return Layer(
         role=role,

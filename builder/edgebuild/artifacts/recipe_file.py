@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -90,7 +91,7 @@ class RecipeFile(_Document):
     requirements: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A recipe on disk.
 
@@ -137,8 +138,9 @@ class Recipe:
                 size_bytes=pin.size_bytes,
             )
 
+    @cached_property
     def files(self) -> tuple[tuple[str, str], ...]:
-        """Name every file that the recipe consists of, relative to `images/`, with its sha256, sorted.
+        """Every file that the recipe consists of, relative to `images/`, with its sha256, sorted; read once.
 
         Raises:
             ToolError: One cannot be read.
@@ -205,10 +207,6 @@ def load_recipe(images: Path, name: str) -> Recipe:
         ) from error
 
 
-def load_recipes(images: Path) -> tuple[Recipe, ...]:
-    """Read all recipes, sorted by name.
-
-    Raises:
-        ToolError: One of them is broken.
-    """
-    return tuple(load_recipe(images, path.parent.name) for path in sorted(images.glob("*/recipe.toml")))
+def recipe_names(images: Path) -> tuple[str, ...]:
+    """List the names of all recipes, sorted."""
+    return tuple(sorted(path.parent.name for path in images.glob("*/recipe.toml")))

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgebuild.artifacts.recipe_file import Recipe, load_recipe
+from edgebuild.artifacts.recipe_file import Recipe
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json, pretty_json
@@ -78,9 +78,9 @@ def build_artifact(
         StoreError: The disk is full.
     """
     source = sources or Sources(host=host, store=store, progress=progress)
-    recipe = load_recipe(source.images, name)
+    recipe = source.recipe(name)
     # Step 1.
-    document = _key_document(recipe, platform, lock=lock, host=host, variants=variants)
+    document = _key_document(recipe, platform, lock=lock, host=host, sources=source, variants=variants)
     key = Digest.of(canonical_json(document))
     # Step 2.
     if (found := store.find("artifact", key)) is not None:
@@ -125,10 +125,16 @@ def build_artifact(
     return Artifact(name=name, platform=platform, key=key, tree=entry / "tree")
 
 
-def is_built(recipe: Recipe, *, platform: Platform, lock: Lock, host: Host, store: Store) -> bool:
-    """Say whether the store has an artifact of this lock, with the recipe's own variants."""
-    document = _key_document(recipe, platform, lock=lock, host=host, variants=())
-    return store.find("artifact", Digest.of(canonical_json(document))) is not None
+def artifact_key(name: str, *, platform: Platform, lock: Lock, host: Host, sources: Sources) -> Digest:
+    """Return the key of an artifact with the recipe's own variants; the store is not asked.
+
+    Raises:
+        ToolError: The recipe cannot be read.
+        LockError: The lock does not know it.
+    """
+    recipe = sources.recipe(name)
+    document = _key_document(recipe, platform, lock=lock, host=host, sources=sources, variants=())
+    return Digest.of(canonical_json(document))
 
 
 def run_recipe(
@@ -174,23 +180,30 @@ def run_recipe(
 
 
 def _key_document(
-    recipe: Recipe, platform: Platform, *, lock: Lock, host: Host, variants: tuple[str, ...]
+    recipe: Recipe,
+    platform: Platform,
+    *,
+    lock: Lock,
+    host: Host,
+    sources: Sources,
+    variants: tuple[str, ...],
 ) -> dict[str, object]:
     inputs = lock.inputs(recipe.name, platform, machine=host.machine)
     document: dict[str, object] = {
         "format": _KEY_FORMAT,
         "artifact": recipe.name,
         "platform": str(platform),
-        "recipe": [list(pair) for pair in recipe.files()],
+        "recipe": [list(pair) for pair in recipe.files],
         "inputs": [[item.file, item.sha256] for item in inputs],
     }
     if variants:
         document["variants"] = list(variants)
     needs = recipe.file.artifact.needs
     if COMPILER in needs:
-        compiler = load_recipe(recipe.images, COMPILER)
-        own = _key_document(compiler, Platform.of_machine(host.machine), lock=lock, host=host, variants=())
-        document["compiler"] = str(Digest.of(canonical_json(own)))
+        here = Platform.of_machine(host.machine)
+        document["compiler"] = str(
+            artifact_key(COMPILER, platform=here, lock=lock, host=host, sources=sources)
+        )
     if TOOLCHAIN in needs:
         # Bytecode depends on Python's version alone. The toolchain's own key would have llama.cpp compiled again for
         # every security update of Debian's Python.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgebuild.artifacts.recipe_file import Recipe, load_recipe, recipe_names
 from edgebuild.artifacts.store import Store
 from edgebuild.data import data_path
 from edgebuild.host import Host
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Sources:
-    """Recipes, and their inputs by hash: from the store, or fetched when they are missing."""
+    """Recipes, read once, and their inputs by hash: from the store, or fetched when they are missing."""
 
     def __init__(
         self,
@@ -43,6 +44,25 @@ class Sources:
         self._store = store
         self._progress = progress
         self._fetcher: Fetcher | None = None
+        self._recipes: dict[str, Recipe] = {}
+
+    def recipe(self, name: str) -> Recipe:
+        """Return a recipe as it was when it was first asked for.
+
+        Raises:
+            ToolError: There is none of this name, or its file is broken.
+        """
+        if name not in self._recipes:
+            self._recipes[name] = load_recipe(self.images, name)
+        return self._recipes[name]
+
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Return all recipes, sorted by name.
+
+        Raises:
+            ToolError: One of them is broken.
+        """
+        return tuple(self.recipe(name) for name in recipe_names(self.images))
 
     def has(self, item: LockedInput) -> bool:
         """Say whether an input is in the store."""

@@ -10,7 +10,6 @@ without a holder of its lock, which the next one removes.
 
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -197,7 +196,7 @@ class Store:
         Raises:
             StoreError: It cannot be made.
         """
-        own = f"{name}-{uuid.uuid4().hex}"
+        own = f"{name}-{os.urandom(16).hex()}"
         lock = self._base / "locks" / own
         with ExitStack() as stack:
             with self._faults():

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgebuild.artifacts.layers import artifact_layer
-from edgebuild.artifacts.recipe_file import load_recipe
-from edgebuild.artifacts.recipes import Artifact, build_artifact, is_built
+from edgebuild.artifacts.layers import artifact_layer, find_layer
+from edgebuild.artifacts.recipes import Artifact, artifact_key, build_artifact
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.host import Host
@@ -48,8 +47,11 @@ class NativeEngine:
         Raises:
             ToolError: A download or a program failed.
         """
-        artifact = self.artifact(ARTIFACTS[role], platform)
-        return artifact_layer(artifact, role=role, prefix=PREFIXES[role], store=self.store)
+        name, prefix = ARTIFACTS[role], PREFIXES[role]
+        found = find_layer(self._key(name, platform), role=role, prefix=prefix, store=self.store)
+        if found is not None:
+            return found
+        return artifact_layer(self.artifact(name, platform), role=role, prefix=prefix, store=self.store)
 
     def artifact(self, name: str, platform: Platform) -> Artifact:
         """Return an artifact by its name, built for `platform` or taken from the store."""
@@ -64,8 +66,7 @@ class NativeEngine:
         """
         here = Platform.of_machine(self.host.machine)
         name = ARTIFACTS[Role.ENGINE]
-        recipe = load_recipe(self.sources.images, name)
-        if with_variants or is_built(recipe, platform=here, lock=self.lock, host=self.host, store=self.store):
+        if with_variants or self.store.find("artifact", self._key(name, here)) is not None:
             return self.artifact(name, here)
         return self._build(name, here, variants=("none",))
 
@@ -80,6 +81,9 @@ class NativeEngine:
         return (
             self.artifact(EMULATOR, Platform.of_machine(self.host.machine)).tree / f"qemu-{platform.machine}"
         )
+
+    def _key(self, name: str, platform: Platform) -> Digest:
+        return artifact_key(name, platform=platform, lock=self.lock, host=self.host, sources=self.sources)
 
     def _build(self, name: str, platform: Platform, *, variants: tuple[str, ...]) -> Artifact:
         return build_artifact(

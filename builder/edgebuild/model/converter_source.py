@@ -5,7 +5,6 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from edgebuild.artifacts.recipe_file import load_recipe
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.canonical import canonical_json
@@ -22,7 +21,7 @@ _PARTS = (SCRIPT, "conversion", "gguf-py")
 
 def find_archive(sources: Sources) -> LockedInput:
     """Return the source archive that the recipe of the engine pins."""
-    return next(item for item in load_recipe(sources.images, _ENGINE).pinned_inputs() if item.name == _SOURCE)
+    return next(item for item in sources.recipe(_ENGINE).pinned_inputs() if item.name == _SOURCE)
 
 
 def unpack_converter(archive: LockedInput, *, sources: Sources, store: Store, progress: Progress) -> Path:

@@ -57,7 +57,14 @@ WAYS: tuple[Way, ...] = (
 )
 
 
-def copy_hashed(blob: Blob, destination: int, task: Task, *, ways: tuple[Way, ...] = WAYS) -> Digest:
+def copy_hashed(
+    blob: Blob,
+    destination: int,
+    task: Task,
+    *,
+    ways: tuple[Way, ...] = WAYS,
+    stop: threading.Event | None = None,
+) -> Digest:
     """Write a blob to an empty file and return the digest of what the file then holds.
 
     Memory is bounded by a buffer of 1 MiB for each of the two threads; what is mapped belongs to the page cache.
@@ -67,12 +74,13 @@ def copy_hashed(blob: Blob, destination: int, task: Task, *, ways: tuple[Way, ..
         destination: Descriptor of an empty file, open for reading and writing.
         task: Told of the bytes that are written and hashed.
         ways: How large files are copied; the first that works is taken.
+        stop: Ends the copying soon when it is set.
 
     Raises:
-        ToolError: A source file cannot be read or changes while it is copied.
+        ToolError: A source file cannot be read or changes while it is copied, or the copying was stopped.
         OSError: The destination cannot be written.
     """
-    state = _State(destination, task)
+    state = _State(destination, task, stop or threading.Event())
     for part in blob.parts:
         if isinstance(part, bytes):
             state.append(part)
@@ -87,9 +95,10 @@ def copy_hashed(blob: Blob, destination: int, task: Task, *, ways: tuple[Way, ..
 class _State:
     """How far the destination has come."""
 
-    def __init__(self, destination: int, task: Task) -> None:
+    def __init__(self, destination: int, task: Task, stop: threading.Event) -> None:
         self.destination = destination
         self.task = task
+        self.stop = stop
         self.hash = hashlib.sha256()
         self.length = 0
 
@@ -144,6 +153,8 @@ def _append_large(copy: "_Copy", state: _State) -> None:
         while hashed < copy.size_bytes:
             ready = copy.wait_beyond(hashed)
             while hashed < ready:
+                if state.stop.is_set():
+                    raise ToolError("the copying was stopped")
                 count = min(_STEP_BYTES, ready - hashed)
                 for piece in _pieces(state.destination, state.length + hashed, count):
                     state.hash.update(piece)

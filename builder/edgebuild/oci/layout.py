@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +60,7 @@ _READ_BACK_BYTES = 64 << 20
 class LayoutSink:
     """A sink that writes a layout; used as a context, it takes effect when the context ends without an error.
 
-    One thread uses it at a time.
+    Blobs may be put from several threads, each blob from one; all else is done by one thread.
 
     An entry of index.json is written for each tag and for what was put without being tagged or referred to, images
     before signatures.
@@ -101,6 +102,7 @@ class LayoutSink:
         self._named: set[Digest] = set()
         self._good: set[Digest] = set()
         self._untagged: tuple[Descriptor, ...] = ()
+        self._stop = threading.Event()
 
     def __enter__(self) -> Self:
         try:
@@ -133,7 +135,7 @@ class LayoutSink:
         known = digest or self._known(blob)
         if known is not None and self._holds(known, blob.size_bytes):
             return known
-        partial = self.path / BLOBS / f"{_PARTIAL}blob"
+        partial = self.path / BLOBS / f"{_PARTIAL}blob-{threading.get_native_id()}"
         try:
             found = self._copy(blob, partial, title)
             if digest is not None and found != digest:
@@ -174,6 +176,10 @@ class LayoutSink:
         """Give a stored manifest or index a tag, taking it from another; see `Sink.tag`."""
         self._tags[name] = self._put[descriptor.digest] = descriptor
         self._named.add(descriptor.digest)
+
+    def stop(self) -> None:
+        """End what other threads copy; see `Sink.stop`."""
+        self._stop.set()
 
     def get_manifest(self, reference: str) -> bytes | None:
         """Read a stored manifest by tag or "sha256:<hex>"; see `SignatureSink.get_manifest`.
@@ -227,7 +233,7 @@ class LayoutSink:
         with self._progress.task(title, total_bytes=blob.size_bytes) as task:
             out = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
-                return copy_hashed(blob, out, task)
+                return copy_hashed(blob, out, task, stop=self._stop)
             finally:
                 os.close(out)
 
@@ -279,9 +285,8 @@ class LayoutSink:
         self._locked = True
         if new:
             self._made.append(marker)
-        if not os.pread(
-            self._lock, 1024, 0
-        ).strip():  # new, or left by a build that was killed in this moment
+        # New, or left by a build that was killed in this moment.
+        if not os.pread(self._lock, 1024, 0).strip():
             os.pwrite(self._lock, canonical_json({"imageLayoutVersion": LAYOUT_VERSION}), 0)
         check_version(self.path)
 

@@ -8,7 +8,7 @@ from edgebuild.oci.digest import Digest
 
 
 class Sink(Protocol):
-    """A place that keeps blobs and manifests."""
+    """A place that keeps blobs and manifests. Blobs may be put from several threads."""
 
     def put_blob(self, blob: Blob, *, digest: Digest | None, title: str) -> Digest:
         """Store a blob unless it is there already; read it at most once.
@@ -29,4 +29,8 @@ class Sink(Protocol):
 
     def tag(self, descriptor: Descriptor, name: str) -> None:
         """Give a stored manifest or index a tag. Called last, when everything it needs is there."""
+        ...
+
+    def stop(self) -> None:
+        """End what other threads put here: they fail soon, and nothing can be put afterwards."""
         ...

@@ -9,9 +9,9 @@ from typing import Self
 
 import pytest
 
-from edgebuild.artifacts.layers import artifact_layer
+from edgebuild.artifacts.layers import artifact_layer, find_layer, has_layer
 from edgebuild.artifacts.recipe_file import load_recipe
-from edgebuild.artifacts.recipes import Artifact, build_artifact, is_built
+from edgebuild.artifacts.recipes import Artifact, artifact_key, build_artifact
 from edgebuild.artifacts.sources import Sources
 from edgebuild.artifacts.store import Store
 from edgebuild.errors import ToolError
@@ -50,7 +50,6 @@ class Workshop:
         self.store = store
         self.host = host_at(folder)
         self.told = told
-        self.sources = Sources(host=self.host, store=store, progress=told, images=self.images)
         self.lock = Lock(
             epoch_s=1,
             artifacts=(
@@ -65,6 +64,11 @@ class Workshop:
         self.write("lib", "shared.py", "import deeper")
         self.write("lib", "deeper.py", "")
         store.make("download", Digest(INPUT.sha256), lambda folder: put(folder / "p.whl", b"wheel"))
+
+    @property
+    def sources(self) -> Sources:
+        """Those of a new run: recipes are read once in each."""
+        return Sources(host=self.host, store=self.store, progress=self.told, images=self.images)
 
     def entries(self, name: str, *inputs: LockedInput) -> tuple[LockedArtifact, LockedArtifact]:
         return (
@@ -122,13 +126,15 @@ def workshop(tmp_path: Path, store: Store, told: Told) -> Workshop:
 
 
 def test_recipe_gets_its_inputs_and_its_tree_is_kept(workshop: Workshop, told: Told) -> None:
-    recipe = load_recipe(workshop.images, "thing")
-    state = {"platform": LINUX_ARM64, "lock": workshop.lock, "host": workshop.host, "store": workshop.store}
-    assert not is_built(recipe, **state)  # type: ignore[arg-type]
+    key = artifact_key(
+        "thing", platform=LINUX_ARM64, lock=workshop.lock, host=workshop.host, sources=workshop.sources
+    )
+    assert workshop.store.find("artifact", key) is None
     artifact = workshop.build()
+    assert artifact.key == key
     assert (artifact.tree / "p.whl").read_bytes() == b"wheel"
     assert (artifact.tree / "told").read_text() == "linux/arm64  False False"
-    assert is_built(recipe, **state)  # type: ignore[arg-type]
+    assert workshop.store.find("artifact", key) == artifact.tree.parent
     assert told.titles == ["build thing for linux/arm64"]
     assert told.statuses == ["copying"]
     document = json.loads((artifact.tree.parent / "artifact.json").read_text())
@@ -268,6 +274,28 @@ def test_layer_is_compressed_once(workshop: Workshop) -> None:
     assert again == layer
     other = artifact_layer(artifact, role=Role.ENGINE, prefix="opt/other", store=workshop.store)
     assert other.diff_id != layer.diff_id
+
+
+def test_layer_is_there_without_its_tree(workshop: Workshop) -> None:
+    artifact = workshop.build()
+    prefix, store = "opt/edge/engine", workshop.store
+    assert not has_layer(artifact.key, prefix, store)
+    assert find_layer(artifact.key, role=Role.ENGINE, prefix=prefix, store=store) is None
+    layer = artifact_layer(artifact, role=Role.ENGINE, prefix=prefix, store=store)
+    (artifact.tree / "p.whl").write_bytes(b"touched")
+    assert store.find("artifact", artifact.key) is None
+    assert has_layer(artifact.key, prefix, store)
+    assert find_layer(artifact.key, role=Role.ENGINE, prefix=prefix, store=store) == layer
+    assert find_layer(artifact.key, role=Role.ENGINE, prefix="opt/other", store=store) is None
+
+
+def test_recipe_is_read_once_in_a_run(workshop: Workshop) -> None:
+    sources = workshop.sources
+    before = sources.recipe("thing").files
+    workshop.write("thing", "recipe.py", "pass")
+    assert sources.recipe("thing").files == before
+    assert workshop.sources.recipe("thing").files != before
+    assert [recipe.name for recipe in sources.recipes()] == ["compiler", "thing", "toolchain"]
 
 
 def test_interpreter_of_recipes_is_this_one(workshop: Workshop) -> None:

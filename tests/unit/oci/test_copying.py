@@ -32,11 +32,12 @@ def copy(
     *,
     ways: tuple[copying.Way, ...] = copying.WAYS,
     on_advance: Callable[[str, int], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> Digest:
     descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         with HookProgress(on_advance).task("copy") as task:
-            return copy_hashed(blob, descriptor, task, ways=ways)
+            return copy_hashed(blob, descriptor, task, ways=ways, stop=stop)
     finally:
         os.close(descriptor)
 
@@ -121,6 +122,19 @@ def test_small_and_empty_files_need_no_thread(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     blob = Blob((tmp_path / "empty", b"", tmp_path / "small"), 5)
     assert copy(blob, tmp_path / "out", ways=()) == Digest.of(b"small")
+
+
+def test_a_copy_that_is_stopped_ends(source: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    told: list[int] = []
+
+    def stop_early(_: str, total: int) -> None:
+        told.append(total)
+        stop.set()
+
+    with pytest.raises(ToolError, match="stopped"):
+        copy(Blob.of_file(source), tmp_path / "out", on_advance=stop_early, stop=stop)
+    assert told[-1] < LARGE
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])

@@ -1,12 +1,14 @@
 """Writing layouts: what appears, what is kept, and what is left when something fails."""
 
 import json
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from edgebuild.errors import ImageError
+from edgebuild.errors import ImageError, ToolError
 from edgebuild.oci import descriptor as media
 from edgebuild.oci.blob import Blob
 from edgebuild.oci.check import check_layout
@@ -55,6 +57,48 @@ def test_the_same_build_gives_the_same_files(tmp_path: Path, model: Path) -> Non
         with sink_of(tmp_path / name, reference=REFERENCE) as sink:
             fill(sink, tmp_path, model=model)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
+def test_blobs_may_be_put_from_two_threads(tmp_path: Path) -> None:
+    met = threading.Barrier(2, timeout=30)
+    found: dict[bytes, Digest] = {}
+
+    def meet(*_: object) -> None:
+        with suppress(threading.BrokenBarrierError):
+            met.wait()
+
+    def put(data: bytes) -> None:
+        path = tmp_path / data.decode()
+        path.write_bytes(data)
+        found[data] = sink.put_blob(Blob.of_file(path), digest=None, title=data.decode())
+
+    with sink_of(tmp_path / "out", progress=HookProgress(meet)) as sink:
+        threads = [threading.Thread(target=put, args=(data,)) for data in (b"one", b"another")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # Both copies were half done at one time.
+        assert not met.broken
+        assert found == {data: Digest.of(data) for data in (b"one", b"another")}
+        for data, digest in found.items():
+            assert (tmp_path / "out/blobs/sha256" / digest.hex).read_bytes() == data
+        assert len(list((tmp_path / "out/blobs/sha256").iterdir())) == 2
+
+
+def test_a_sink_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(20 << 20))
+    sink: LayoutSink
+
+    def stop(*_: object) -> None:
+        sink.stop()
+
+    with (
+        pytest.raises(ToolError, match="stopped"),
+        sink_of(tmp_path / "out", progress=HookProgress(stop)) as sink,
+    ):
+        sink.put_blob(Blob.of_file(tmp_path / "large"), digest=None, title="large")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_tag_the_index_still_stands_in_index_json(tmp_path: Path, model: Path) -> None:
