@@ -40,6 +40,13 @@ def server(
         yield made
 
 
+@pytest.fixture
+def untold(llama_host: Path, scripted_model: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    """One that has refused nobody yet: refusals of a kind that come soon after each other are one line."""
+    with running_server(llama_host, tmp_path, scripted_model, _SETTINGS) as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
 def _survives(server: ServerProcess) -> Iterator[None]:
     """After each test both interfaces answer, no slot is taken, and memory is as before."""
@@ -204,21 +211,21 @@ def test_more_connections_than_there_may_be(server: ServerProcess) -> None:
     assert _flood(server, 1000) < rest + 500
 
 
-def test_one_address_does_not_keep_all_places(server: ServerProcess) -> None:
+def test_one_address_does_not_keep_all_places(untold: ServerProcess) -> None:
     """All places are taken by connections that stay; soon those beyond a share are ended, and others get in."""
     opening = _PREFACE + _frame(_SETTINGS_FRAME, b"")
     with contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(_connect(server, address="127.0.0.2")) for _ in range(300)]
+        taken = [stack.enter_context(_connect(untold, address="127.0.0.2")) for _ in range(300)]
         for connection in taken:
             connection.sendall(opening)
         # By another address: the official client, as in all tests here.
-        _wait_until_well(server)
+        _wait_until_well(untold)
         open_still = [not _is_closed(connection) for connection in taken]
         assert sum(open_still) == 200
         # Who was there before stays.
         assert all(open_still[:200])
-        assert _is_well(server)
-    server.wait_for('warning refused reason="too many gRPC connections from one address" address=127.0.0.2')
+        assert _is_well(untold)
+    untold.wait_for('warning refused reason="too many gRPC connections from one address" address=127.0.0.2')
 
 
 def _is_closed(connection: socket.socket) -> bool:
