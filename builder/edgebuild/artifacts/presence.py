@@ -58,6 +58,7 @@ class Presence:
 
 
 def _leave(descriptor: int, path: Path) -> None:
-    with suppress(OSError):
+    # An interrupt has nothing to end any more, and cannot be raised out of a finalizer: Python would print where it was.
+    with suppress(OSError, KeyboardInterrupt):
         path.unlink()
     os.close(descriptor)

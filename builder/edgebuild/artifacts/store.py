@@ -9,7 +9,6 @@ without a holder of its lock, which the next one removes.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -134,8 +133,10 @@ class Store:
                     )
                 self._remove(folder)
                 self._sweep(f"{kind}-{key.hex}")
-                temporary = self._temporary(f"{kind}-{key.hex}")
+                temporary = self._temporary_path(f"{kind}-{key.hex}")
+                # Named before it is made, since an interrupt may come as soon as it is.
                 try:
+                    _make_open(temporary)
                     build(temporary)
                     _seal_entry(temporary, folder, hashed)
                 finally:
@@ -204,8 +205,9 @@ class Store:
                 self._sweep_idle(f"{name}-")
                 stack.enter_context(locked(lock))
                 stack.callback(lock.unlink, missing_ok=True)
-                folder = self._temporary(own)
+                folder = self._temporary_path(own)
                 stack.callback(remove_tree, folder)
+                _make_open(folder)
             yield folder
 
     @contextmanager
@@ -295,11 +297,8 @@ class Store:
         for name in (kind, "locks", "temporary"):
             (self._base / name).mkdir(parents=True, exist_ok=True)
 
-    def _temporary(self, prefix: str) -> Path:
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=self._base / "temporary"))
-        # mkdtemp makes it private; what is built must not depend on that or on the umask.
-        folder.chmod(0o755)
-        return folder
+    def _temporary_path(self, prefix: str) -> Path:
+        return self._base / "temporary" / f"{prefix}-{os.urandom(8).hex()}"
 
     def _seals(self, kind: str) -> Iterator[tuple[Path, Seal | None]]:
         for path in sorted((self._base / kind).glob(f"*{_SEAL}")):
@@ -381,9 +380,15 @@ class Store:
             raise store_fault(self.root, error) from error
 
 
+def _make_open(folder: Path) -> None:
+    folder.mkdir()
+    # What is built must not depend on the umask.
+    folder.chmod(0o755)
+
+
 def _seal_entry(temporary: Path, folder: Path, hashed: Mapping[str, Digest]) -> None:
-    temporary.rename(folder)
     try:
+        temporary.rename(folder)
         # After the rename, since the seal holds what the file system says now. Files below a renamed folder keep theirs.
         write_atomically(_seal_of(folder), make_seal(folder, hashed=hashed).to_json())
     except BaseException:

@@ -97,4 +97,7 @@ def _run(arguments: list[str]) -> int:
         # Another Ctrl-C, meant for what has just ended, must not take its exit code away.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = tell_error(InterruptedBuildError(), as_json="--json" in arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # All is done and told: what comes now would only have Python tell where it was.
+        signal.signal(number, signal.SIG_IGN)
     return code
