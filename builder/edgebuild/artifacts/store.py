@@ -382,8 +382,7 @@ class Store:
 
 def _make_open(folder: Path) -> None:
     folder.mkdir()
-    # What is built must not depend on the umask.
-    folder.chmod(0o755)
+    folder.chmod(0o755)  # whatever the umask is
 
 
 def _seal_entry(temporary: Path, folder: Path, hashed: Mapping[str, Digest]) -> None:
