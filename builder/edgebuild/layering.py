@@ -7,7 +7,7 @@ the store, or made.
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgebuild.beside import Beside
+from edgebuild.beside import Beside, side_by_side
 from edgebuild.contents import BakedFile, make_contents
 from edgebuild.engine.native import NativeEngine
 from edgebuild.model.source import ModelFile
@@ -19,6 +19,9 @@ from edgebuild.plan import BuildPlan, software_roles
 from edgebuild.preparing import frame_model
 from edgebuild.request import Context, ImageRequest
 from edgebuild.stopwatch import Stopwatch
+
+# Of a model in several. Two are hashed faster than most disks write, and more would have a disk with a head seek more.
+_FILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +71,15 @@ def put_layers(
     def put_model() -> tuple[tuple[ModelTar, Layer], ...]:
         with watch.step(Role.MODEL.value):
             # One layer for each file, so that a pull that breaks goes on with the file that it broke in.
-            return tuple(
-                (framed, _put_model(framed, sink=sink, request=request, context=context))
-                for framed in frame_model(model, shard_bytes=request.shard_bytes)
-            )
+            files = frame_model(model, shard_bytes=request.shard_bytes)
+
+            def put_one(framed: ModelTar) -> Layer:
+                return _put_model(framed, sink=sink, request=request, context=context)
+
+            if len(files) == 1:
+                return ((files[0], put_one(files[0])),)
+            layers = side_by_side(files, put_one, at_once=_FILES_AT_ONCE, stop=sink.stop)
+            return tuple(zip(files, layers, strict=True))
 
     with Beside(put_model, stop=sink.stop) as models:
         for role in software_roles(plan.profile):

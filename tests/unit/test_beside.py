@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from edgebuild.beside import Beside
+from edgebuild.beside import Beside, side_by_side
 from edgebuild.errors import ToolError
 
 
@@ -86,3 +86,29 @@ def test_without_asking_it_is_awaited() -> None:
     with Beside(lambda: told.append(1), stop=never):
         pass
     assert told == [1]
+
+
+def test_a_few_at_once_and_results_in_order() -> None:
+    both = threading.Barrier(2)
+
+    def work(number: int) -> int:
+        both.wait(30)
+        return number * number
+
+    assert side_by_side([3, 1, 2, 4], work, at_once=2, stop=never) == (9, 1, 4, 16)
+
+
+def test_the_first_fault_ends_the_others() -> None:
+    other, begun = Stoppable(), []
+
+    def work(name: str) -> str:
+        begun.append(name)
+        if name == "fails":
+            assert other.began.wait(30)
+            raise ToolError("no space left")
+        return other()
+
+    with pytest.raises(ToolError, match="no space left"):
+        side_by_side(["goes on", "fails", "waits", "waits too"], work, at_once=2, stop=other.stopped.set)
+    assert {"goes on", "fails"} <= set(begun)
+    assert "waits too" not in begun

@@ -1,9 +1,9 @@
 """Several files at once: a few side by side, large ones in pieces over lanes that all of them share."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from edgebuild.beside import side_by_side
 from edgebuild.network import Stop
 from edgebuild.pieces import Lanes
 
@@ -26,16 +26,5 @@ def fetch_side_by_side(
     Raises:
         EdgebuildError: What the first one to fail raised.
     """
-    with Lanes() as lanes, ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
-        futures = [pool.submit(fetch, item, lanes) for item in items]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-            # The fault that came first, not that of a download which it stopped.
-            for future in futures:
-                if future.done():
-                    future.result()
-            return tuple(future.result() for future in futures)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with Lanes() as lanes:
+        return side_by_side(items, lambda item: fetch(item, lanes), at_once=_AT_ONCE, stop=stop.set)

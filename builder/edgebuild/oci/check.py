@@ -62,8 +62,8 @@ def check_layout(
 
     Args:
         path: The layout.
-        trusted: "sha256:<hex>" of uncompressed layers that are not read again, since their bytes were hashed where they
-            lie a moment ago.
+        trusted: "sha256:<hex>" of uncompressed layers that are not read again, since their bytes were hashed while they
+            were written a moment ago.
         memory: Knows layers that were read before; None reads every one.
         index: Name of the file that is to become index.json. While it has another name, the blobs of the layout that it
             will replace may lie beside its own.

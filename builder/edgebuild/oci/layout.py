@@ -85,7 +85,7 @@ class LayoutSink:
             reference: The repository that the tags belong to; containerd and Docker name the images by it.
             extend: Whether what the layout holds already stays, tags that are given again excepted.
             checked: Have the independent checker read all back before it takes effect, with this memory of layers; model
-                layers above 64 MiB excepted, which were hashed where they lie. None leaves that out.
+                layers above 64 MiB excepted, which were hashed while they were written. None leaves that out.
         """
         self.path = path
         self._progress = progress
@@ -231,7 +231,7 @@ class LayoutSink:
 
     def _copy(self, blob: Blob, partial: Path, title: str) -> Digest:
         with self._progress.task(title, total_bytes=blob.size_bytes) as task:
-            out = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            out = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
                 return copy_hashed(blob, out, task, stop=self._stop)
             finally:

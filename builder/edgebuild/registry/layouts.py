@@ -10,11 +10,12 @@ The order, so that no name ever points at something that is not there yet, or no
 
 import json
 import re
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from edgebuild.beside import side_by_side
 from edgebuild.errors import ImageError, UsageError
 from edgebuild.oci import descriptor as media
+from edgebuild.oci.blob import Blob
 from edgebuild.oci.descriptor import Descriptor
 from edgebuild.oci.digest import Digest
 from edgebuild.oci.layer import ROLE_ANNOTATION
@@ -173,19 +174,16 @@ def _title(descriptor: Descriptor) -> str:
 def _send_blobs(layout: Layout, content: _Content, sink: RegistrySink) -> None:
     """Send blobs from a few threads; the first failure stops the others."""
     order = sorted(content.blobs.values(), key=lambda pair: pair[0].size_bytes, reverse=True)
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="push") as pool:
-        futures: list[Future[Digest]] = []
-        try:
-            for descriptor, title in order:
-                blob = layout.blob(descriptor.digest, size_bytes=descriptor.size_bytes)
-                futures.append(pool.submit(sink.put_blob, blob, digest=descriptor.digest, title=title))
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            sink.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    blobs = [
+        (layout.blob(descriptor.digest, size_bytes=descriptor.size_bytes), descriptor.digest, title)
+        for descriptor, title in order
+    ]
+
+    def send(item: tuple[Blob, Digest, str]) -> Digest:
+        blob, digest, title = item
+        return sink.put_blob(blob, digest=digest, title=title)
+
+    side_by_side(blobs, send, at_once=_AT_ONCE, stop=sink.stop)
 
 
 def _foreign_references(layout: Layout, content: _Content, reference: Reference) -> tuple[str, ...]:
