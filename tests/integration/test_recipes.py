@@ -232,17 +232,12 @@ def test_engine_chooses_the_variant_of_the_processor(shop: Shop) -> None:
         assert emulate(shop, root, ENGINE, model=model, PYTHONPATH=path) == variant
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS, ids=str)
-def test_engine_has_the_same_bits_from_another_folder_and_an_empty_cache(
-    shop: Shop, tmp_path: Path, platform: Platform
-) -> None:
-    tools = tmp_path / "tools of another name"
-    for name in ("toolchain", "compiler"):
-        shutil.copytree(shop.artifact(name, HERE), tools / name, symlinks=True)
-    options = ("--toolchain", tools / "toolchain", "--compiler", tools / "compiler")
-    again = shop.run_by_hand("llama-cpp", platform, tmp_path / "by hand", *options)
-    assert listing(again) == listing(shop.artifact("llama-cpp", platform))
-    for path in again.rglob("*.so"):
-        for place in (tmp_path, shop.store.root, IMAGES):
-            assert os.fsencode(place) not in path.read_bytes(), f"{path.name} holds a path of this machine"
+def test_engine_names_no_place_of_the_machine_that_compiled_it(shop: Shop, platform: Platform) -> None:
+    """That it has the same bits wherever it is compiled, test_reproducible.py says."""
+    libraries = list(shop.artifact("llama-cpp", platform).rglob("*.so"))
+    assert libraries
+    for path in libraries:
+        raw = path.read_bytes()
+        for place in (shop.store.root, IMAGES, Path.home() / ".cache"):
+            assert os.fsencode(place) not in raw, f"{path.name} holds {place}"
