@@ -152,7 +152,7 @@ class _Reading:
 def _make_buffers() -> tuple[memoryview, ...]:
     """Cut one piece of memory that the kernel may take as one huge page, madvise(2).
 
-    Page by page the kernel copies up to four times as slowly, in virtual machines whose pages cost two look-ups.
+    In many small pages the kernel copies more slowly, above all in virtual machines, where finding each costs two look-ups.
     """
     memory = mmap.mmap(-1, _BUFFERS * _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
