@@ -106,7 +106,7 @@ def _append_file(part: Path | FileRange, state: _State) -> None:
             if before != part.stamp:
                 raise _changed(path)
             offset, size_bytes = part.offset_bytes, part.size_bytes
-        reading = _Reading(path, source, offset, size_bytes)
+        reading = _Source(path, source, offset, size_bytes)
         if size_bytes < _THREAD_FROM_BYTES:
             buffer = memoryview(bytearray(min(CHUNK_BYTES, size_bytes)))
             while data := reading.next(buffer):
@@ -121,8 +121,8 @@ def _append_file(part: Path | FileRange, state: _State) -> None:
         os.close(source)
 
 
-class _Reading:
-    """A file, or a part of it, while it is read."""
+class _Source:
+    """A file, or a part of it, while it is copied; `Blob.chunks` makes new bytes of each piece, this fills a buffer again and again."""
 
     def __init__(self, path: Path, source: int, offset: int, size_bytes: int) -> None:
         self._path = path
@@ -169,7 +169,7 @@ class _Copy(threading.Thread):
     Leaving its context stops and awaits it.
     """
 
-    def __init__(self, reading: _Reading, destination: int, *, at: int) -> None:
+    def __init__(self, reading: _Source, destination: int, *, at: int) -> None:
         super().__init__(name="copy", daemon=True)
         self._reading = reading
         self._destination = destination
